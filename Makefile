@@ -1,0 +1,65 @@
+# One word a task; every target installs what it needs into .venv. `make help` lists them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+BUNDLE := $(BIN)/python -m monai.bundle run
+SMOKE := configs/smoke.json
+
+.PHONY: help setup dev generate train evaluate publish smoke test benchmark lint format clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: $(VENV)/.base  ## make .venv with the pinned versions
+dev: $(VENV)/.dev
+
+$(VENV)/.base: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt ".[dev]"
+	touch $@
+
+generate: setup  ## volumes from the released weights, into bundle/runs/inference
+	cd bundle && $(BUNDLE) --config_file configs/inference.json
+
+train: setup  ## both stages from scratch, into bundle/runs
+	cd bundle && $(BUNDLE) --config_file configs/train_autoencoder.json
+	cd bundle && $(BUNDLE) --config_file configs/train_diffusion.json \
+		--autoencoder_path runs/autoencoder/model_autoencoder.pt
+
+evaluate: setup  ## the released weights against the truth, into bundle/runs/evaluate
+	cd bundle && $(BUNDLE) --config_file configs/evaluate.json
+
+publish: setup  ## put the trained weights of `make train` into bundle/models, once they are seen to load
+	cd bundle && $(BUNDLE) publish --config_file configs/evaluate.json \
+		--autoencoder_path runs/autoencoder/model_autoencoder.pt --model_path runs/diffusion/model.pt
+
+smoke: setup  ## train both stages, generate and evaluate, in a minute or two: the whole path of code
+	cd bundle && $(BUNDLE) --config_file "['configs/train_autoencoder.json','$(SMOKE)']" --output_dir runs/smoke/autoencoder
+	cd bundle && $(BUNDLE) --config_file "['configs/train_diffusion.json','$(SMOKE)']" --output_dir runs/smoke/diffusion \
+		--autoencoder_path runs/smoke/autoencoder/model_autoencoder.pt
+	cd bundle && $(BUNDLE) --config_file "['configs/inference.json','$(SMOKE)']" --output_dir runs/smoke/inference \
+		--model_path runs/smoke/diffusion/model.pt
+	cd bundle && $(BUNDLE) --config_file "['configs/evaluate.json','$(SMOKE)']" --output_dir runs/smoke/evaluate \
+		--autoencoder_path runs/smoke/autoencoder/model_autoencoder.pt --model_path runs/smoke/diffusion/model.pt
+
+test: dev  ## the test suite
+	$(BIN)/python -m pytest
+
+benchmark: setup  ## volumes a second through the data loader, into bundle/runs/data
+	cd bundle && $(BUNDLE) benchmark --config_file configs/data.json
+
+lint: dev  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: dev  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove the environment and everything that runs wrote
+	rm -rf $(VENV) bundle/runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache

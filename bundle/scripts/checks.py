@@ -1,0 +1,122 @@
+"""What a user may set: each key's rule, checked before any work starts, with one clear error for a mistake."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+class SettingError(ValueError):
+    """A user's mistake: the message names the key, the value and what is allowed."""
+
+
+def is_integer(value: Any) -> bool:
+    """Tell an integer, of Python or numpy, from everything else, booleans included."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Tell a finite real number from everything else, booleans included."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_writable(path: Any) -> bool:
+    if not isinstance(path, (str, os.PathLike)) or not str(path):
+        return False
+    # The folder itself is made by whoever writes first; here its nearest existing ancestor has to take a file.
+    folder = Path(path).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+_POSITIVE_INTEGER = (lambda value: is_integer(value) and value > 0, "a positive integer")
+_COUNT = (lambda value: is_integer(value) and value >= 0, "an integer of at least 0")
+_WRITABLE = (_is_writable, "a folder that can be made and written to")
+
+RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(
+        (
+            "image_size",
+            "epochs",
+            "train_size",
+            "val_size",
+            "test_size",
+            "train_batch_size",
+            "val_batch_size",
+            "encode_batch_size",
+            "val_interval",
+            "num_samples",
+            "sample_batch_size",
+            "num_inference_steps",
+            "num_train_timesteps",
+            "preview_size",
+            "benchmark_size",
+        ),
+        _POSITIVE_INTEGER,
+    ),
+    "seed": _COUNT,
+    "num_workers": _COUNT,
+    "lr": (lambda value: is_number(value) and value > 0, "a number above 0"),
+    "kl_weight": (lambda value: is_number(value) and value >= 0, "a number of at least 0"),
+    "resume": (lambda value: isinstance(value, bool), "true or false"),
+    "output_dir": _WRITABLE,
+    "ckpt_dir": _WRITABLE,
+    "dataset_dir": (lambda value: value == "", "empty: this version trains and evaluates on synthetic spheres alone"),
+}
+
+# Keys whose value may not exceed another's, where both are given.
+LIMITS = (("train_batch_size", "train_size"), ("num_inference_steps", "num_train_timesteps"))
+
+
+def check_settings(**settings: Any) -> None:
+    """Check keys against their rules, before any work, and let mistakes found later be reported as plainly.
+
+    Args:
+        settings: the keys of a config that a user may override, as ``RULES`` names them, and their values.
+
+    Raises:
+        SettingError: at the first value that breaks a rule, or that exceeds the key it is limited by.
+    """
+    report_mistakes_plainly()
+    for key, value in settings.items():
+        is_allowed, allowed = RULES[key]
+        if not is_allowed(value):
+            raise SettingError(f"{key}={value!r}: must be {allowed}.")
+    for key, limit in LIMITS:
+        if key in settings and limit in settings and settings[key] > settings[limit]:
+            raise SettingError(f"{key}={settings[key]}: must be at most {limit}={settings[limit]}.")
+
+
+def _find_mistake(error: BaseException | None) -> SettingError | None:
+    while error is not None and not isinstance(error, SettingError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _show_mistake(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    mistake = _find_mistake(error)
+    if mistake is None:
+        sys.__excepthook__(kind, error, traceback)
+    else:
+        print(f"error: {mistake}", file=sys.stderr)
+
+
+def report_mistakes_plainly() -> None:
+    """Let an uncaught ``SettingError`` end the program with its message alone.
+
+    MONAI's config parser wraps whatever a component raises in errors of its own; the user's mistake would stand
+    somewhere above two tracebacks.
+    """
+    sys.excepthook = _show_mistake

@@ -1,0 +1,66 @@
+"""How the diffusion model is trained on encoded latents: the pass through the network, and validation's fixed noise."""
+
+from __future__ import annotations
+
+import torch
+from monai.engines import VPredictionPrepareBatch
+from monai.inferers import DiffusionInferer, LatentDiffusionInferer
+from monai.networks.nets import DiffusionModelUNet
+from monai.networks.schedulers import Scheduler
+
+
+class EncodedLatentDiffusionInferer(LatentDiffusionInferer):
+    """``LatentDiffusionInferer`` for inputs that are latents already, encoded and scaled beforehand.
+
+    Only the training pass differs; ``sample`` is MONAI's.
+
+    Args:
+        scheduler: adds noise to the latents.
+        dtype: type of the diffusion model's activations on CUDA. On a CPU it stays in float32: the network is small
+            there, and the bf16 backward of 3D convolutions on volumes of 2^3 returns non-finite gradients now and
+            then (PyTorch 2.13).
+    """
+
+    def __init__(self, scheduler: Scheduler, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(scheduler=scheduler)
+        self.dtype = dtype
+
+    def __call__(  # type: ignore[override]
+        self,
+        inputs: torch.Tensor,
+        diffusion_model: DiffusionModelUNet,
+        noise: torch.Tensor,
+        timesteps: torch.Tensor,
+        condition: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Predict what the scheduler's ``prediction_type`` says from noisy latents.
+
+        Args:
+            inputs: scaled latents, shape (B, C, d, h, w).
+            diffusion_model: the noise predictor.
+            noise: of the shape of ``inputs``.
+            timesteps: shape (B,).
+            condition: context for the noise predictor's cross-attention, if it has one.
+
+        Returns:
+            The prediction, of the shape of ``inputs``, float32.
+        """
+        enabled = inputs.device.type == "cuda" and self.dtype != torch.float32
+        with torch.autocast(inputs.device.type, dtype=self.dtype if enabled else torch.bfloat16, enabled=enabled):
+            return DiffusionInferer.__call__(self, inputs, diffusion_model, noise, timesteps, condition).float()
+
+
+class FixedNoise(VPredictionPrepareBatch):
+    """MONAI's preparation of a batch for velocity prediction, with the same noise and timesteps every time.
+
+    Validation losses of two epochs then differ by the network alone. The timesteps are spread evenly over the batch.
+    """
+
+    def get_noise(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the noise for a batch of latents (B, C, d, h, w), of their shape."""
+        return torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+
+    def get_timesteps(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the timesteps for a batch of latents, shape (B,)."""
+        fractions = (torch.arange(len(images)) + 0.5) / len(images)
+        return (fractions * self.num_train_timesteps).long()

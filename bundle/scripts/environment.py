@@ -1,0 +1,145 @@
+"""The machine: what it is, and which device and precision suit it. ``python -m scripts.environment`` prints it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+
+import monai
+import psutil
+import torch
+
+from .checks import SettingError
+
+PRECISIONS: Mapping[str, torch.dtype | None] = {
+    "auto": None,
+    "float32": torch.float32,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+logger = logging.getLogger(__name__)
+
+
+def select_device(device: str | torch.device = "auto") -> torch.device:
+    """Turn the key ``device`` into a device that is there.
+
+    Args:
+        device: ``auto`` (CUDA if there, else the CPU) or anything ``torch.device`` takes.
+
+    Returns:
+        The device.
+
+    Raises:
+        SettingError: when the name is unknown or the machine lacks the device.
+    """
+    if str(device) == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        selected = torch.device(device)
+        torch.empty(0, device=selected)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        allowed = ", ".join(["auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
+        raise SettingError(f"device={str(device)!r}: not on this machine; allowed here: {allowed}.") from error
+    return selected
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Tell whether ``device`` has arithmetic units for bfloat16, and does not merely emulate it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(unit, False) for unit in ("amx_bf16", "avx512_bf16", "arm_bf16", "bf16"))
+    return False
+
+
+def select_dtype(precision: str, device: str | torch.device) -> torch.dtype:
+    """Turn the key ``precision`` into the type of the networks' activations.
+
+    Args:
+        precision: ``auto`` (bf16 where the hardware has it, float16 on older GPUs, else float32), ``float32``,
+            ``bf16`` or ``float16``.
+        device: what it has to run on.
+
+    Returns:
+        The type.
+
+    Raises:
+        SettingError: when ``precision`` is unknown, or the device lacks it.
+    """
+    device = torch.device(device)
+    available = ["float32"]
+    if has_bf16(device):
+        available.append("bf16")
+    if device.type == "cuda":
+        available.append("float16")
+    if precision == "auto":
+        precision = next((name for name in ("bf16", "float16") if name in available), "float32")
+    if precision not in PRECISIONS:
+        raise SettingError(f"precision={precision!r}: unknown; allowed: {', '.join(PRECISIONS)}.")
+    if precision not in available:
+        raise SettingError(
+            f"precision={precision!r}: device {str(device)!r} lacks it; allowed here: auto, {', '.join(available)}."
+        )
+    return PRECISIONS[precision] or torch.float32
+
+
+def _driver_version() -> str:
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return "none"
+    query = [command, "--query-gpu=driver_version", "--format=csv,noheader"]
+    answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
+    return answer.stdout.splitlines()[0].strip() if answer.returncode == 0 and answer.stdout else "no answer"
+
+
+def describe(device: str | torch.device = "auto", precision: str = "auto") -> dict[str, str]:
+    """Describe the environment: versions, hardware, and what was chosen of it.
+
+    Args:
+        device: as in ``select_device``.
+        precision: as in ``select_dtype``.
+
+    Returns:
+        One line of text a subject, in the order to show them.
+    """
+    gib = 2**30
+    chosen = select_device(device)
+    dtype = select_dtype(precision, chosen)
+    memory = psutil.virtual_memory()
+    report = {
+        "Python": platform.python_version(),
+        "PyTorch": torch.__version__,
+        "MONAI": monai.__version__,
+        "CUDA": str(torch.version.cuda or "none (a build of PyTorch for the CPU)"),
+        "NVIDIA driver": _driver_version(),
+        "CPU": f"{os.cpu_count()} cores, {memory.total / gib:.1f} GiB memory, {memory.available / gib:.1f} GiB free",
+    }
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        report[f"GPU {index}"] = f"{gpu.name}, {gpu.total_memory / gib:.1f} GiB memory"
+    if torch.cuda.device_count() == 0:
+        report["GPU"] = "none"
+    report["device"] = f"{chosen} (asked for: {device})"
+    report["precision"] = f"{str(dtype).removeprefix('torch.')} (asked for: {precision})"
+    return report
+
+
+def log_environment(device: str | torch.device = "auto", precision: str = "auto") -> None:
+    """Log ``describe``'s report, as each workflow does when it starts."""
+    lines = [f"  {subject:<14} {text}" for subject, text in describe(device, precision).items()]
+    logger.info("environment\n%s", "\n".join(lines))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
+    try:
+        log_environment(*sys.argv[1:3])
+    except SettingError as error:
+        sys.exit(str(error))

@@ -1,0 +1,131 @@
+"""Pictures of volumes: three orthogonal slices a volume."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from monai.utils import CommonKeys
+from torch.utils.data import Dataset
+
+from .measurement import PARAMETERS
+from .spheres import SphereLaw
+
+logger = logging.getLogger(__name__)
+
+# Grey values shown: nine tenths of the voxels of the widest sphere (b = 1.5) lie in it, and 0 is the middle grey.
+WINDOW = (-3.0, 3.0)
+PLANES = ("axial (z)", "coronal (y)", "sagittal (x)")
+
+
+def orthogonal_slices(volume: torch.Tensor) -> list[np.ndarray]:
+    """Cut a volume through its middle.
+
+    Args:
+        volume: shape (1, D, H, W), axes x, y, z.
+
+    Returns:
+        The slices across z, y and x, each transposed so that the earlier axis runs to the right.
+    """
+    array = volume[0].detach().float().cpu().numpy()
+    x, y, z = (size // 2 for size in array.shape)
+    return [array[:, :, z].T, array[:, y, :].T, array[x].T]
+
+
+def slices_image(volume: torch.Tensor) -> torch.Tensor:
+    """Lay the slices of a volume (1, D, H, W) side by side, as grey values in [0, 1]: shape (1, height, width)."""
+    slices = orthogonal_slices(volume)
+    height = max(image.shape[0] for image in slices)
+    low, high = WINDOW
+    # a white line between the slices, white below those that are shorter
+    padded = [
+        np.pad((image.clip(low, high) - low) / (high - low), ((0, height - len(image)), (0, 1)), constant_values=1.0)
+        for image in slices
+    ]
+    return torch.from_numpy(np.concatenate(padded, axis=1))[None]
+
+
+def plot_volumes(rows: Sequence[Mapping[str, torch.Tensor]], titles: Sequence[str], path: str | os.PathLike) -> None:
+    """Draw volumes as a picture: a row an item, three slices for each of its volumes.
+
+    Args:
+        rows: for each item its volumes (1, D, H, W) by name; all items have the same names.
+        titles: a text for each row.
+        path: the PNG to write; its folder is made.
+    """
+    names = list(rows[0])
+    columns = len(names) * len(PLANES)
+    figure = Figure(figsize=(1.9 * columns, 2.15 * len(rows) + 0.5), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for i, (row, title) in enumerate(zip(rows, titles, strict=True)):
+        for j, name in enumerate(names):
+            for k, image in enumerate(orthogonal_slices(row[name])):
+                axis = axes[i, j * len(PLANES) + k]
+                shown = axis.imshow(image, cmap="gray", vmin=WINDOW[0], vmax=WINDOW[1], origin="lower")
+                axis.set_xticks([])
+                axis.set_yticks([])
+                if i == 0:
+                    axis.set_title(f"{name}\n{PLANES[k]}" if name else PLANES[k], fontsize=9)
+        axes[i, 0].set_ylabel(title, fontsize=8, rotation=0, ha="right", va="center")
+    figure.colorbar(shown, ax=axes, shrink=min(1.0, 2.0 / len(rows)), label="voxel value", pad=0.01)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def describe_sphere(parameters: Mapping[str, float]) -> str:
+    """Put a sphere's parameters (``r``, ``cx``, ``cy``, ``cz``, ``a``, ``b``) into three lines."""
+    return (
+        f"r = {parameters['r']:.2f}\n"
+        f"c = ({parameters['cx']:.1f}, {parameters['cy']:.1f}, {parameters['cz']:.1f})\n"
+        f"a = {parameters['a']:+.2f}, b = {parameters['b']:.2f}"
+    )
+
+
+def plot_spheres(dataset: Dataset, count: int, path: str | os.PathLike) -> None:
+    """Draw the first spheres of a dataset, their true parameters in the titles.
+
+    Args:
+        dataset: a ``SphereDataset``, or another whose items have an image, ``r``, ``c``, ``a`` and ``b``.
+        count: how many to draw, at most.
+        path: the PNG to write; its folder is made.
+    """
+    items = [dataset[i] for i in range(min(count, len(dataset)))]  # type: ignore[arg-type]
+    titles = []
+    for item in items:
+        cx, cy, cz = item["c"].tolist()
+        titles.append(describe_sphere({**{key: float(item[key]) for key in "rab"}, "cx": cx, "cy": cy, "cz": cz}))
+    plot_volumes([{"": item[CommonKeys.IMAGE]} for item in items], titles, path)
+    logger.info("saved to %s", path)
+
+
+def plot_parameters(measured: Mapping[str, np.ndarray], law: SphereLaw, path: str | os.PathLike) -> None:
+    """Draw the histogram of each measured parameter against its true density.
+
+    Args:
+        measured: arrays of shape (N,) under ``r``, ``cx``, ``cy``, ``cz``, ``a``, ``b``; the centre is shown scaled to
+            (c - r) / (size - 2 r), which is uniform on (0, 1).
+        law: the true distribution.
+        path: the PNG to write; its folder is made.
+    """
+    figure = Figure(figsize=(10, 5.2), layout="constrained")
+    for axis, name in zip(figure.subplots(2, 3).flat, PARAMETERS, strict=True):
+        if name.startswith("c"):
+            values = (measured[name] - measured["r"]) / (law.size - 2 * measured["r"])
+            low, high, label = 0.0, 1.0, f"(c{name[1]} - r) / (size - 2 r)"
+        else:
+            values, low, high, label = measured[name], getattr(law, f"{name}_min"), getattr(law, f"{name}_max"), name
+        margin = 0.1 * (high - low)
+        bins = np.linspace(low - margin, high + margin, 25)
+        values = np.clip(values[np.isfinite(values)], bins[0], bins[-1])
+        axis.hist(values, bins=bins, density=True, color="0.7", label=f"generated ({len(values)})")
+        axis.plot([low, low, high, high], [0, 1 / (high - low), 1 / (high - low), 0], color="C3", label="true density")
+        axis.set_xlabel(label)
+        axis.set_yticks([])
+    figure.axes[0].legend(fontsize=8)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,93 @@
+"""The whole model as one network, from latent noise to volumes."""
+
+from __future__ import annotations
+
+import torch
+from monai.inferers import Inferer, LatentDiffusionInferer
+from monai.networks.nets import DiffusionModelUNet
+from monai.networks.schedulers import Scheduler
+from torch import nn
+
+from .autoencoder import VolumeAutoencoder
+from .distributions import ZeroInflatedNormal
+
+
+class VolumeGenerator(nn.Module):
+    """From latent noise to volumes: every step of the sampler, the scale factor, the decoder and the draw of voxels.
+
+    Its state dict is all that generation needs.
+
+    Args:
+        diffusion_model: the noise predictor, MONAI's ``DiffusionModelUNet``.
+        autoencoder: decodes the latents.
+        scheduler: the sampler, MONAI's ``DDIMScheduler`` or ``DDPMScheduler``.
+        num_inference_steps: steps of the sampler.
+        scale_factor: what the latents were multiplied with in training; loaded weights bring their own.
+    """
+
+    def __init__(
+        self,
+        diffusion_model: DiffusionModelUNet,
+        autoencoder: VolumeAutoencoder,
+        scheduler: Scheduler,
+        num_inference_steps: int,
+        scale_factor: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.diffusion_model = diffusion_model
+        self.autoencoder = autoencoder
+        self.scale_factor: torch.Tensor
+        self.register_buffer("scale_factor", torch.tensor(scale_factor))
+        scheduler.set_timesteps(num_inference_steps)  # type: ignore[operator]  # every scheduler of MONAI's has it
+        # In a tuple, for MONAI's RFlowScheduler can't be an attribute of a module (it never calls super().__init__).
+        self._scheduler = (scheduler,)
+
+    @torch.no_grad()
+    def forward(self, noise: torch.Tensor, texture: torch.Tensor | None = None) -> torch.Tensor:
+        """Generate volumes.
+
+        Args:
+            noise: standard normal latents, shape (B, C, d, h, w).
+            texture: standard normal noise of the voxels, shape (B, 1, D, H, W); ``None`` draws it.
+
+        Returns:
+            Volumes, shape (B, 1, D, H, W), float32, background exactly 0.
+        """
+        # MONAI's annotations name its own networks and floats; what it uses of them is what these have.
+        inferer = LatentDiffusionInferer(self._scheduler[0], scale_factor=self.scale_factor)  # type: ignore[arg-type]
+        channels: torch.Tensor = inferer.sample(
+            noise,
+            self.autoencoder,  # type: ignore[arg-type]
+            self.diffusion_model,
+            verbose=False,
+        )  # type: ignore[assignment]
+        voxels = ZeroInflatedNormal.from_channels(channels)
+        if texture is None:
+            texture = torch.randn_like(voxels.loc)
+        return voxels.draw(texture)
+
+
+class FixedBatchInferer(Inferer):
+    """Runs a network on batches of one fixed size, whatever the size of the batch that it is given.
+
+    Convolutions and matrix products of another batch size add up in another order, and a generated volume would depend
+    in its last digits on how many were asked for with it. The last batch is filled up with copies of its first item.
+
+    Args:
+        batch_size: how many items the network is given at a time.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+
+    def __call__(  # type: ignore[override]
+        self, inputs: torch.Tensor, network: nn.Module, *others: torch.Tensor
+    ) -> torch.Tensor:
+        """Run ``network(inputs, *others)``, all of them of shape (B, ...); returns its output, shape (B, ...)."""
+        outputs = []
+        for start in range(0, len(inputs), self.batch_size):
+            batch = [tensor[start : start + self.batch_size] for tensor in (inputs, *others)]
+            count = len(batch[0])
+            filled = [torch.cat([x, x[:1].expand(self.batch_size - count, *x.shape[1:])]) for x in batch]
+            outputs.append(network(*filled)[:count])
+        return torch.cat(outputs)

@@ -1,0 +1,219 @@
+"""Ignite handlers that neither MONAI nor ignite has."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from ignite.engine import Events
+from ignite.handlers import TerminateOnNan
+from monai.engines import SupervisedTrainer, Workflow
+from monai.engines.utils import IterationEvents
+from monai.transforms import SaveImage
+from monai.utils import CommonKeys
+from torch.utils.tensorboard import SummaryWriter
+
+from .figures import describe_sphere, plot_volumes, slices_image
+from .measurement import measure_spheres
+
+
+class GradientClipper:
+    """Clips the gradient's norm before each optimizer step, and skips a step whose gradient is not finite.
+
+    A single non-finite gradient, which bf16 kernels return now and then, would turn every weight into NaN. The number
+    of skipped steps is ``engine.state.skipped_steps``, the last norm ``engine.state.gradient_norm``.
+
+    Args:
+        max_norm: largest norm of the gradient over all parameters.
+    """
+
+    def __init__(self, max_norm: float) -> None:
+        self.max_norm = max_norm
+
+    def attach(self, engine: SupervisedTrainer) -> None:
+        """Register with a trainer."""
+        engine.state.skipped_steps = 0
+        engine.state.gradient_norm = 0.0
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
+
+    def __call__(self, engine: SupervisedTrainer) -> None:
+        """Clip, or drop, the gradients of ``engine.optimizer``."""
+        optimizer = engine.optimizer
+        scaler = engine.scaler
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
+        engine.state.gradient_norm = float(norm)
+        if not torch.isfinite(norm):
+            engine.state.skipped_steps += 1
+            if scaler is None:  # a gradient scaler skips the step itself, and lowers its scale
+                optimizer.zero_grad(set_to_none=True)
+
+
+class StopOnNaN(TerminateOnNan):
+    """Ends a training whose loss is not finite with an error; its checkpoints stay as they are.
+
+    ignite's handler alone would end the run as if it were complete, and what follows would save the weights as final.
+
+    Args:
+        ckpt_dir: where the training's checkpoints are, for the message.
+    """
+
+    def __init__(self, ckpt_dir: str) -> None:
+        super().__init__(output_transform=lambda output: output[CommonKeys.LOSS])
+        self.ckpt_dir = ckpt_dir
+
+    def attach(self, engine: Workflow) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.TERMINATE, self.fail)
+
+    def fail(self, engine: Workflow) -> None:
+        """Raise ``FloatingPointError``."""
+        raise FloatingPointError(
+            f"the loss is {float(engine.state.output[CommonKeys.LOSS])} in epoch {engine.state.epoch}, iteration "
+            f"{engine.state.iteration}: training stopped. The last good checkpoint is in {self.ckpt_dir}; resume from "
+            "it with a lower lr, or with precision float32."
+        )
+
+
+class EpochSeed:
+    """Seeds torch's random numbers at the start of each epoch by seed and epoch.
+
+    The order of the data, the draws of latents, noise and timesteps of an epoch then don't depend on the epochs before
+    it, and a resumed training continues as an uninterrupted one would have.
+
+    Args:
+        seed: a non-negative integer.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def attach(self, engine: Workflow) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Workflow) -> None:
+        """Seed the epoch that starts."""
+        torch.manual_seed(self.seed * 1_000_003 + engine.state.epoch)
+
+
+class TensorBoardSlices:
+    """Shows three orthogonal slices of volumes in TensorBoard, after the first batch of each validation.
+
+    Args:
+        writer: where to write.
+        volumes: for each tag a function from the engine to volumes (B, 1, D, H, W), the first of which are shown.
+        count: how many of a batch to show.
+    """
+
+    def __init__(
+        self, writer: SummaryWriter, volumes: Mapping[str, Callable[[Workflow], torch.Tensor]], count: int = 2
+    ) -> None:
+        self.writer = writer
+        self.volumes = volumes
+        self.count = count
+
+    def attach(self, engine: Workflow) -> None:
+        """Register with an evaluator."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED(event_filter=lambda _, iteration: iteration == 1), self)
+
+    @torch.no_grad()
+    def __call__(self, engine: Workflow) -> None:
+        """Write the slices, at the engine's epoch."""
+        for tag, get in self.volumes.items():
+            images = [slices_image(volume) for volume in get(engine)[: self.count]]
+            self.writer.add_image(tag, torch.cat(images, dim=1), engine.state.epoch)
+
+
+class ReconstructionPicture:
+    """Draws the first volumes of an evaluation: image, noise-free signal, reconstruction, and a draw.
+
+    Args:
+        path: the PNG to write.
+        count: how many volumes to show, at most a batch.
+    """
+
+    def __init__(self, path: str | os.PathLike, count: int = 4) -> None:
+        self.path = path
+        self.count = count
+
+    def attach(self, engine: Workflow) -> None:
+        """Register with an evaluator whose output is that of ``ReconstructionScores``."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED(event_filter=lambda _, iteration: iteration == 1), self)
+
+    def __call__(self, engine: Workflow) -> None:
+        """Draw the first batch."""
+        output = engine.state.output
+        names = {"image": "image", "oracle": "signal", "reconstruction": "reconstruction", "sample": "draw"}
+        rows = [
+            {shown: output[name][i] for name, shown in names.items()}
+            for i in range(min(self.count, len(output["image"])))
+        ]
+        titles = [
+            "true a = {:+.2f}, b = {:.2f}\ndecoded {:+.2f}, {:.2f}".format(*true, *decoded)
+            for true, decoded in zip(output["true_parameters"].tolist(), output["parameters"].tolist(), strict=True)
+        ]
+        plot_volumes(rows, titles[: len(rows)], self.path)
+
+
+class SampleWriter:
+    """Writes the volumes that an evaluator generates, the parameters measured in each, and a preview.
+
+    Volume ``i`` becomes ``sphere_0000i.nii.gz`` (float32, identity affine), its row of ``samples.csv`` holds ``file``
+    and what ``measure_spheres`` returns, and ``preview.png`` shows the slices of the first volumes.
+
+    Args:
+        output_dir: the folder to write to; it is made.
+        preview_size: how many volumes to show.
+    """
+
+    def __init__(self, output_dir: str | os.PathLike, preview_size: int = 8) -> None:
+        self.output_dir = Path(output_dir)
+        self.preview_size = preview_size
+        self.rows: list[dict[str, str | float]] = []
+        self.preview: list[torch.Tensor] = []
+        self.save = SaveImage(
+            output_dir=output_dir,
+            output_postfix="",
+            output_ext=".nii.gz",
+            output_dtype="float32",
+            resample=False,
+            separate_folder=False,
+            print_log=False,
+        )
+
+    def attach(self, engine: Workflow) -> None:
+        """Register with an evaluator whose batches have an ``index`` and whose prediction is volumes."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.write)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
+
+    def start(self, engine: Workflow) -> None:
+        """Forget an earlier run's volumes."""
+        self.rows.clear()
+        self.preview.clear()
+
+    def write(self, engine: Workflow) -> None:
+        """Write a batch of volumes and measure them."""
+        volumes = engine.state.output[CommonKeys.PRED].cpu()
+        measured = measure_spheres(volumes)
+        for k, (index, volume) in enumerate(zip(engine.state.batch["index"].tolist(), volumes, strict=True)):
+            name = f"sphere_{index:05d}.nii.gz"
+            self.save(volume, meta_data={"filename_or_obj": name, "affine": torch.eye(4), "space": "RAS"})
+            self.rows.append({"file": name, **{key: values[k].item() for key, values in measured.items()}})
+        self.preview.extend(volumes[: self.preview_size - len(self.preview)])
+
+    def finish(self, engine: Workflow) -> None:
+        """Write the table and the preview."""
+        with (self.output_dir / "samples.csv").open("w", newline="") as file:
+            table = csv.DictWriter(file, fieldnames=list(self.rows[0]))
+            table.writeheader()
+            table.writerows(self.rows)
+        titles = [f"{row['file']}\n{describe_sphere(row)}" for row in self.rows[: len(self.preview)]]  # type: ignore
+        plot_volumes([{"": volume} for volume in self.preview], titles, self.output_dir / "preview.png")

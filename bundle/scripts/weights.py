@@ -1,0 +1,102 @@
+"""Files of network weights: written whole or not at all, and read with an error that says what is wrong."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .checks import SettingError
+
+logger = logging.getLogger(__name__)
+
+
+def save_weights(network: nn.Module, path: str | os.PathLike) -> None:
+    """Write a network's state dict; an interruption leaves the earlier file as it was.
+
+    Args:
+        network: what to save.
+        path: the file to write; its folder is made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        temporary = Path(file.name)
+        try:
+            torch.save(network.state_dict(), file)
+        except BaseException:
+            temporary.unlink()
+            raise
+    temporary.chmod(0o644)  # a temporary file is its owner's alone
+    temporary.replace(path)
+    logger.info("saved %s", path)
+
+
+def load_weights(network: nn.Module, path: str | os.PathLike, key: str) -> nn.Module:
+    """Read a state dict into a network.
+
+    Args:
+        network: what to load into; it stays as it is when the file does not fit.
+        path: the file to read.
+        key: name of the setting that gave ``path``, for the errors.
+
+    Returns:
+        ``network``.
+
+    Raises:
+        SettingError: when the file is missing, is no readable state dict, or does not fit; it says how.
+    """
+    where = f"{key}={os.fspath(path)!r}"
+    if not Path(path).is_file():
+        raise SettingError(f"{where}: no such file; allowed is a file of weights that this bundle's training wrote.")
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch reports a damaged file in half a dozen ways
+        raise SettingError(f"{where}: not a readable file of weights (truncated or damaged?): {error}") from error
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise SettingError(f"{where}: not a state dict (a dictionary of tensors) of the network.")
+
+    expected = network.state_dict()
+    differences = [f"lacks {name}" for name in expected if name not in weights]
+    differences += [f"has {name}, which the network lacks" for name in weights if name not in expected]
+    differences += [
+        f"{name} has shape {tuple(weights[name].shape)}, the network's {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in weights and weights[name].shape != value.shape
+    ]
+    if differences:
+        shown = "; ".join(differences[:3]) + (f"; and {len(differences) - 3} more" if len(differences) > 3 else "")
+        raise SettingError(f"{where}: does not fit the network of this config: {shown}.")
+    network.load_state_dict(weights)
+    return network
+
+
+def newest_checkpoint(folder: str | os.PathLike) -> str | None:
+    """Find the newest checkpoint of a training that can still be read.
+
+    Args:
+        folder: where the training wrote ``checkpoint_epoch=N.pt``.
+
+    Returns:
+        Path of the readable checkpoint that was written last, or ``None`` if there is none.
+    """
+
+    def written(path: Path) -> tuple[float, int]:
+        # By time first, for a folder may hold later epochs of an earlier training; by epoch where a copy lost the time.
+        epoch = path.stem.rpartition("=")[2]
+        return path.stat().st_mtime, int(epoch) if epoch.isdigit() else -1
+
+    for path in sorted(Path(folder).glob("checkpoint_epoch=*.pt"), key=written, reverse=True):
+        try:
+            torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch reports a damaged file in half a dozen ways
+            logger.warning("%s can't be read (%s): trying the one before", path, error)
+        else:
+            logger.info("resuming from %s", path)
+            return str(path)
+    logger.info("no checkpoint in %s: starting from the beginning", folder)
+    return None

@@ -1,0 +1,54 @@
+"""What the tests share: the bundle's workflows at small sizes, and weights that such a training gave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow, create_workflow
+
+BUNDLE = Path(__file__).parents[1] / "bundle"
+CONFIGS = BUNDLE / "configs"
+
+
+def make_workflow(name: str, *overlays: str, run_id: str = "run", **overrides: Any) -> ConfigWorkflow:
+    """Create and initialise the workflow of ``configs/<name>.json`` with overlays merged over it."""
+    return create_workflow(
+        config_file=[str(CONFIGS / f"{config}.json") for config in (name, *overlays)],
+        workflow_type="train" if name.startswith("train") else "infer",
+        bundle_root=str(BUNDLE),
+        run_id=run_id,
+        **overrides,
+    )
+
+
+def run_workflow(name: str, *overlays: str, **overrides: Any) -> ConfigWorkflow:
+    """Run a workflow to its end."""
+    workflow = make_workflow(name, *overlays, **overrides)
+    workflow.run()
+    workflow.finalize()
+    return workflow
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Both stages trained by the default configs with the smoke overlay: output folders and weights."""
+    root = tmp_path_factory.mktemp("smoke")
+    paths = {"autoencoder": root / "autoencoder", "diffusion": root / "diffusion"}
+    paths["autoencoder_path"] = paths["autoencoder"] / "model_autoencoder.pt"
+    paths["model_path"] = paths["diffusion"] / "model.pt"
+    run_workflow("train_autoencoder", "smoke", output_dir=str(paths["autoencoder"]))
+    run_workflow(
+        "train_diffusion",
+        "smoke",
+        output_dir=str(paths["diffusion"]),
+        autoencoder_path=str(paths["autoencoder_path"]),
+    )
+    return paths

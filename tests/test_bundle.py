@@ -1,0 +1,158 @@
+"""The bundle's contract with MONAI: properties, metadata, shapes, files, and configs that agree with each other."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import BUNDLE, CONFIGS, make_workflow, run_workflow
+from monai.bundle import verify_metadata, verify_net_in_out
+from monai.bundle.properties import InferProperties, TrainProperties
+from monai.utils import BundleProperty
+
+SCHEMA = CONFIGS.parents[1] / "tests" / "metadata_schema.json"
+METADATA = json.loads((CONFIGS / "metadata.json").read_text())
+
+
+def load(name: str) -> dict:
+    return json.loads((CONFIGS / f"{name}.json").read_text())
+
+
+def test_metadata_is_what_the_specification_asks_for():
+    verify_metadata(meta_file=str(CONFIGS / "metadata.json"), filepath=str(SCHEMA))
+
+
+@pytest.mark.parametrize("field", ["version", "network_data_format", "changelog", "task"])
+def test_metadata_without_a_mandatory_field_is_refused(field, tmp_path):
+    path = tmp_path / "metadata.json"
+    path.write_text(json.dumps({name: value for name, value in METADATA.items() if name != field}))
+    with pytest.raises(ValueError):
+        verify_metadata(meta_file=str(path), filepath=str(SCHEMA))
+
+
+def test_the_version_is_the_changelog_s_and_the_package_s():
+    project = (BUNDLE.parent / "pyproject.toml").read_text()
+    assert METADATA["version"] == next(iter(METADATA["changelog"]))
+    assert f'version = "{METADATA["version"]}"' in project
+
+
+def test_metadata_names_the_pinned_versions():
+    lines = (BUNDLE.parent / "constraints.txt").read_text().splitlines()
+    lines = [line.partition(";")[0].strip() for line in lines if "==" in line and "python_version <" not in line]
+    pins = dict(line.split("==") for line in lines)
+    assert METADATA["pytorch_version"] == pins["torch"]
+    assert METADATA["monai_version"] == pins["monai"]
+    assert METADATA["numpy_version"] == pins["numpy"]
+    for package, version in {
+        **METADATA["required_packages_version"],
+        **METADATA["optional_packages_version"],
+    }.items():
+        assert pins[package] == version, package
+
+
+def test_the_generator_takes_and_returns_what_metadata_says():
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=str(CONFIGS / "inference.json"),
+        device="cpu",
+        num_inference_steps=5,
+    )
+
+
+def test_a_wrong_shape_in_metadata_is_noticed(tmp_path):
+    wrong = json.loads(json.dumps(METADATA))
+    wrong["network_data_format"]["outputs"]["pred"]["num_channels"] = 3
+    path = tmp_path / "metadata.json"
+    path.write_text(json.dumps(wrong))
+    with pytest.raises(ValueError, match="channel number"):
+        verify_net_in_out(
+            net_id="network_def",
+            meta_file=str(path),
+            config_file=str(CONFIGS / "inference.json"),
+            device="cpu",
+            num_inference_steps=2,
+        )
+
+
+@pytest.mark.parametrize("name", ["train_autoencoder", "train_diffusion", "inference", "evaluate"])
+def test_each_config_alone_has_every_required_property_from_any_directory(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    workflow = make_workflow(name, output_dir=str(tmp_path / "out"))
+    assert workflow.check_properties() == []
+    properties = TrainProperties if name.startswith("train") else InferProperties
+    for key, item in properties.items():
+        # the training set of the diffusion model is encoded when it is first asked for: minutes at the default size
+        if item[BundleProperty.REQUIRED] and not (name == "train_diffusion" and key in ("train_dataset", "trainer")):
+            assert getattr(workflow, key) is not None, key
+    assert {path.name for path in tmp_path.iterdir()} <= {"out"}
+
+
+def test_a_process_that_does_not_know_the_bundle_can_run_it_from_anywhere(tmp_path):
+    program = (
+        "from monai.bundle import create_workflow\n"
+        f"workflow = create_workflow(config_file=[{str(CONFIGS / 'data.json')!r}, {str(CONFIGS / 'smoke.json')!r}],"
+        f" bundle_root={str(BUNDLE)!r}, output_dir='here', run_id='preview', workflow_type=None)\n"
+        "workflow.run()\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert (tmp_path / "here" / "preview.png").exists()
+
+
+def test_the_data_config_previews_and_benchmarks(tmp_path):
+    for run_id in ("preview", "benchmark"):
+        run_workflow("data", "smoke", run_id=run_id, output_dir=str(tmp_path))
+    assert (tmp_path / "preview.png").read_bytes().startswith(b"\x89PNG")
+    table = (tmp_path / "benchmark.csv").read_text().splitlines()
+    assert table[0] == "workers,volumes_per_s,mb_per_s"
+    assert [row.split(",")[0] for row in table[1:]] == ["0", "1", "2", "4"]
+    # a volume has 64^3 float32 voxels, so that the two columns are tied
+    for row in table[1:]:
+        _, volumes, megabytes = map(float, row.split(","))
+        assert megabytes == pytest.approx(volumes * 64**3 * 4 / 1e6)
+
+
+def test_shared_definitions_agree_across_configs():
+    # The configs are self-contained, so that each can be read and run alone; what they repeat is held equal here.
+    autoencoder, diffusion, inference, evaluate, data = map(
+        load, ("train_autoencoder", "train_diffusion", "inference", "evaluate", "data")
+    )
+    networks = [autoencoder["network_def"], diffusion["autoencoder_def"], inference["autoencoder_def"]]
+    networks += [evaluate["network_def"], evaluate["sample"]["autoencoder_def"]]
+    assert all(network == networks[0] for network in networks)
+    unets = [diffusion["network_def"], inference["diffusion_def"], evaluate["sample"]["diffusion_def"]]
+    assert all(unet == unets[0] for unet in unets)
+    samplers = [diffusion["sampler"], inference["scheduler"], evaluate["sample"]["scheduler"]]
+    assert all(sampler == samplers[0] for sampler in samplers)
+    # training adds noise by the schedule that sampling removes it by
+    noise = {key: value for key, value in diffusion["scheduler"].items() if key != "_target_"}
+    assert noise.items() <= samplers[0].items()
+    laws = [config["law"] for config in (autoencoder, diffusion, evaluate, data)]
+    assert all(law == laws[0] for law in laws)
+
+    text = json.dumps(autoencoder["validate"]["additional_metrics"]).replace("@validate#", "@")
+    assert json.loads(text) == evaluate["additional_metrics"]
+    assert autoencoder["validate"]["key_metric"] == evaluate["key_metric"]
+    for key in ("image_size", "num_inference_steps", "num_train_timesteps", "latent_shape", "data_range"):
+        values = [config[key] for config in (autoencoder, diffusion, inference, evaluate, data) if key in config]
+        assert all(value == values[0] for value in values), key
+    # model.pt is one for inference and evaluation: the same module of the same parts
+    assert set(inference["network_def"]) == set(evaluate["sample"]["network_def"])
+
+
+def test_files_of_the_zoo_are_there_and_small():
+    for name in (
+        "LICENSE",
+        "docs/README.md",
+        "configs/metadata.json",
+        "configs/inference.json",
+        "configs/logging.conf",
+    ):
+        assert (BUNDLE / name).is_file(), name
+    for name in ("models/model.pt", "models/model_autoencoder.pt"):
+        assert (BUNDLE / name).is_file(), name
+    tracked = subprocess.run(["git", "ls-files"], cwd=BUNDLE.parent, capture_output=True, text=True, check=True)
+    for name in tracked.stdout.splitlines():
+        assert (BUNDLE.parent / name).stat().st_size < 25e6, name

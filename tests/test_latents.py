@@ -1,0 +1,70 @@
+"""The latents that the diffusion model is trained on, and the noise that it starts from."""
+
+import pytest
+import torch
+from torch import nn
+
+from scripts.latents import EncodedLatents, LatentNoise
+
+
+class Halves(nn.Module):
+    """An encoder whose latents are known: mean x / 2, deviation 0.3."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.5))
+        self.calls = 0
+
+    def encode(self, x):
+        self.calls += 1
+        return x * self.weight, torch.full_like(x, 0.3)
+
+
+@pytest.fixture
+def volumes():
+    return torch.randn(64, 1, 4, 4, 4)
+
+
+@pytest.fixture
+def loader(volumes):
+    return [{"image": batch} for batch in volumes.split(8)]
+
+
+def test_the_scale_factor_is_measured_over_all_latents(volumes, loader):
+    latents = EncodedLatents(loader, Halves())
+    draws = volumes / 2 + 0.3 * torch.randn(200, *volumes.shape)
+    assert latents.scale_factor == pytest.approx(1 / draws.std().item(), rel=0.01)
+    scaled = torch.stack([latents[i]["image"] for _ in range(50) for i in range(len(latents))])
+    assert scaled.std().item() == pytest.approx(1, abs=0.02)
+
+
+def test_the_volumes_are_encoded_once_and_drawn_afresh(loader):
+    autoencoder = Halves()
+    latents = EncodedLatents(loader, autoencoder)
+    first, second = latents[5]["image"], latents[5]["image"]
+    assert autoencoder.calls == len(loader)
+    assert not torch.equal(first, second)
+
+
+def test_validation_latents_are_always_the_same_draw_at_the_given_scale(loader):
+    latents = EncodedLatents(loader, Halves(), scale_factor=2.0, fresh=False)
+    assert latents.scale_factor == 2.0
+    assert torch.equal(latents[5]["image"], latents[5]["image"])
+    assert not torch.equal(latents[5]["image"], latents[6]["image"])
+
+
+def test_noise_depends_on_seed_and_index_alone():
+    noise = LatentNoise(4, (4, 4, 4, 4), (1, 8, 8, 8), seed=3)
+    longer = LatentNoise(100, (4, 4, 4, 4), (1, 8, 8, 8), seed=3)
+    other = LatentNoise(4, (4, 4, 4, 4), (1, 8, 8, 8), seed=4)
+    for key in ("image", "texture"):
+        assert torch.equal(noise[2][key], longer[2][key])
+        assert not torch.equal(noise[2][key], noise[3][key])
+        assert not torch.equal(noise[2][key], other[2][key])
+    assert noise[2]["index"] == 2
+    assert noise[0]["image"].dtype == torch.float32
+
+
+def test_noise_ends():
+    with pytest.raises(IndexError):
+        LatentNoise(2, (1, 2, 2, 2), (1, 4, 4, 4))[2]

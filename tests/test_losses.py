@@ -1,0 +1,67 @@
+"""The autoencoder's loss."""
+
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+
+from scripts.distributions import ZeroInflatedNormal
+from scripts.losses import EvidenceLowerBoundLoss
+from scripts.spheres import SphereDataset, SphereLaw
+
+LAW = SphereLaw(size=24, r_min=6, r_max=12)
+
+
+@pytest.fixture
+def batch():
+    items = [SphereDataset(4, LAW, signal=True)[i] for i in range(4)]
+    return {name: torch.stack([item[name] for item in items]) for name in items[0]}
+
+
+def true_channels(batch):
+    """The decoder's output that knows everything but the noise."""
+    inside = (batch["image"] != 0).float()
+    spread = torch.ones_like(inside)
+    a, b = (batch[name].float().view(-1, 1, 1, 1, 1) * spread for name in ("a", "b"))
+    return torch.cat([40 * inside - 20, a, b.log()], dim=1)
+
+
+def test_with_unit_weights_it_is_the_evidence_lower_bound(batch):
+    channels = torch.randn(4, 3, 24, 24, 24)
+    mean, deviation = torch.randn(4, 4, 3, 3, 3), torch.rand(4, 4, 3, 3, 3) + 0.1
+    loss = EvidenceLowerBoundLoss()((channels, mean, deviation), batch["image"])
+    likelihood = ZeroInflatedNormal.from_channels(channels).log_prob(batch["image"])
+    divergence = kl_divergence(Normal(mean, deviation), Normal(0.0, 1.0)).sum() / batch["image"].numel()
+    assert loss.item() == pytest.approx((divergence - likelihood.mean()).item(), rel=1e-5)
+
+
+def test_the_moments_vanish_at_the_truth_and_nowhere_near_it(batch):
+    loss = EvidenceLowerBoundLoss(mean_weight=1.0, second_moment_weight=1.0)
+    latents = torch.zeros(4, 1, 1, 1, 1), torch.ones(4, 1, 1, 1, 1)
+    loss((true_channels(batch), *latents), batch["image"])
+    # balls of 900 voxels or more: the error of a sample mean or second moment, squared
+    assert loss.parts["mean"] < 0.02
+    assert loss.parts["second_moment"] < 0.1
+    wrong = true_channels(batch)
+    wrong[:, 1] += 0.5
+    loss((wrong, *latents), batch["image"])
+    assert loss.parts["mean"] > 0.2
+
+
+def test_parts_add_up_by_their_weights(batch):
+    weights = {"kl_weight": 0.1, "normal_weight": 3.0, "mean_weight": 8.0, "second_moment_weight": 2.0}
+    loss = EvidenceLowerBoundLoss(**weights)
+    prediction = torch.randn(4, 3, 24, 24, 24), torch.randn(4, 4, 3, 3, 3), torch.rand(4, 4, 3, 3, 3)
+    total = loss(prediction, batch["image"])
+    parts = loss.parts
+    expected = parts["support"] + sum(weight * parts[name.removesuffix("_weight")] for name, weight in weights.items())
+    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_an_empty_volume_is_no_error():
+    prediction = torch.zeros(1, 3, 8, 8, 8), torch.zeros(1, 1, 1, 1, 1), torch.ones(1, 1, 1, 1, 1)
+    assert torch.isfinite(EvidenceLowerBoundLoss(mean_weight=1.0)(prediction, torch.zeros(1, 1, 8, 8, 8)))
+
+
+def test_a_negative_weight_is_refused_by_name():
+    with pytest.raises(ValueError, match="kl_weight=-1"):
+        EvidenceLowerBoundLoss(kl_weight=-1)

@@ -1,0 +1,183 @@
+"""The networks as the configs define them, and the autoencoder and generator around them."""
+
+import pytest
+import torch
+from conftest import CONFIGS
+from monai.bundle import ConfigParser
+from monai.networks.nets import AutoencoderKL, DiffusionModelUNet
+from monai.networks.schedulers import DDIMScheduler, DDPMScheduler
+
+from scripts.autoencoder import VolumeAutoencoder
+from scripts.diffusion import EncodedLatentDiffusionInferer, FixedNoise
+from scripts.generator import FixedBatchInferer, VolumeGenerator
+
+
+def read_config(name: str, **overrides) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config(CONFIGS / f"{name}.json")
+    parser.update({"precision": "float32", **overrides})
+    return parser
+
+
+@pytest.fixture(scope="module")
+def autoencoder() -> VolumeAutoencoder:
+    return read_config("train_autoencoder").get_parsed_content("network")
+
+
+@pytest.fixture(scope="module")
+def unet() -> DiffusionModelUNet:
+    network = read_config("inference").get_parsed_content("diffusion_def")
+    # MONAI starts the last layer of each block at zero, so that a new network returns 0 and knows no time
+    torch.manual_seed(0)
+    for parameter in network.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return network
+
+
+def test_the_autoencoder_returns_a_distribution_over_each_voxel_and_latents(autoencoder):
+    assert isinstance(autoencoder.network, AutoencoderKL)
+    channels, mean, deviation = autoencoder(torch.randn(2, 1, 64, 64, 64))
+    assert channels.shape == (2, 3, 64, 64, 64)
+    assert mean.shape == deviation.shape == (2, 4, 4, 4, 4)
+    assert (deviation > 0).all()
+
+
+def test_every_parameter_of_the_autoencoder_gets_a_gradient(autoencoder):
+    autoencoder.zero_grad()
+    channels, mean, deviation = autoencoder(torch.randn(1, 1, 64, 64, 64))
+    (channels.square().mean() + mean.square().mean() + deviation.square().mean()).backward()
+    # finite, not non-zero: normalisation over a whole volume may take a bias's effect away
+    missing = [name for name, parameter in autoencoder.named_parameters() if parameter.grad is None]
+    assert missing == []
+    assert all(torch.isfinite(parameter.grad).all() for parameter in autoencoder.parameters())
+
+
+def test_the_encoder_sees_value_centred_absolute_value_and_support(autoencoder):
+    seen = []
+    handle = autoencoder.network.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    x = torch.zeros(1, 1, 64, 64, 64)
+    x[..., :32] = torch.randn(1, 1, 64, 64, 32)
+    with torch.no_grad():
+        autoencoder.encode(x)
+    handle.remove()
+    value, absolute, support = seen[0].unbind(1)
+    assert torch.equal(value, x[:, 0])
+    assert torch.equal(support, (x[:, 0] != 0).float())
+    assert (absolute[support == 0] == 0).all()
+    # 131,072 values: a standard error of 0.0017
+    assert abs(absolute[support == 1].mean()) < 0.01
+
+
+def test_a_new_posterior_starts_quiet(autoencoder):
+    with torch.no_grad():
+        _, deviation = autoencoder.encode(torch.randn(1, 1, 64, 64, 64))
+    assert deviation.median() < 0.2
+
+
+def test_a_reconstruction_is_the_same_each_time(autoencoder):
+    x = torch.randn(1, 1, 64, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(autoencoder.reconstruct(x), autoencoder.reconstruct(x))
+
+
+def test_bf16_is_close_to_float32(autoencoder):
+    x = torch.randn(1, 1, 64, 64, 64)
+    with torch.no_grad():
+        exact = autoencoder.reconstruct(x)
+        short = VolumeAutoencoder(autoencoder.network, dtype=torch.bfloat16).reconstruct(x)
+    assert short.dtype == torch.float32
+    assert (exact - short).abs().mean() < 0.05 * exact.abs().mean()
+
+
+def test_the_unet_predicts_something_of_the_latents_shape_with_gradients_everywhere(unet):
+    z, t = torch.randn(2, 4, 4, 4, 4), torch.tensor([3, 700])
+    prediction = unet(z, t)
+    assert prediction.shape == z.shape
+    prediction.square().mean().backward()
+    silent = [n for n, p in unet.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert silent == []
+
+
+def test_the_timestep_embedding_changes_the_output(unet):
+    z = torch.randn(1, 4, 4, 4, 4)
+    with torch.no_grad():
+        early, late = unet(z, torch.tensor([0])), unet(z, torch.tensor([900]))
+    assert (early - late).abs().mean() > 0.01 * early.abs().mean()
+
+
+def test_the_inferer_noises_scaled_latents_without_an_autoencoder(unet):
+    scheduler = DDPMScheduler(
+        num_train_timesteps=1000, schedule="scaled_linear_beta", beta_start=0.0015, beta_end=0.0195
+    )
+    inferer = EncodedLatentDiffusionInferer(scheduler)
+    z, noise, t = torch.randn(2, 4, 4, 4, 4), torch.randn(2, 4, 4, 4, 4), torch.tensor([10, 900])
+    with torch.no_grad():
+        prediction = inferer(z, unet, noise=noise, timesteps=t)
+        expected = unet(scheduler.add_noise(z, noise, t), t)
+    assert torch.equal(prediction, expected)
+
+
+def test_validation_noise_and_timesteps_are_fixed_and_spread():
+    scheduler = DDPMScheduler(num_train_timesteps=1000, prediction_type="v_prediction")
+    prepare = FixedNoise(scheduler=scheduler, num_train_timesteps=1000)
+    batch = {"image": torch.randn(8, 4, 4, 4, 4)}
+    first, second = prepare(batch), prepare(batch)
+    assert torch.equal(first[1], second[1])
+    assert first[3]["timesteps"].tolist() == [62, 187, 312, 437, 562, 687, 812, 937]
+
+
+@pytest.mark.parametrize("steps", [5, 10, 25, 50, 1000])
+def test_each_sampling_step_ends_where_the_next_begins(steps):
+    # MONAI's DDIM goes from t to t - 1000 // steps; the config's offset makes its timesteps that far apart.
+    config = read_config("inference", num_inference_steps=steps)
+    scheduler: DDIMScheduler = config.get_parsed_content("scheduler")
+    scheduler.set_timesteps(steps)
+    stride = 1000 // steps
+    assert scheduler.timesteps.tolist() == list(range(999, -1, -stride))
+
+
+@pytest.fixture(scope="module")
+def generator(unet) -> VolumeGenerator:
+    network = read_config("inference", num_inference_steps=3, diffusion_def=unet).get_parsed_content("network_def")
+    # an untrained decoder calls every voxel about as likely foreground as not; make most of them foreground
+    network.autoencoder.network.decoder.blocks[-1].conv.bias.data[0] = 0.5
+    return network
+
+
+def test_the_generator_turns_noise_into_volumes(generator):
+    volumes = generator(torch.randn(2, 4, 4, 4, 4))
+    assert volumes.shape == (2, 1, 64, 64, 64)
+    assert volumes.dtype == torch.float32
+    assert 0 < (volumes == 0).float().mean() < 1
+
+
+def test_the_texture_is_a_fresh_draw_unless_given(generator):
+    noise, texture = torch.randn(1, 4, 4, 4, 4), torch.randn(1, 1, 64, 64, 64)
+    assert not torch.equal(generator(noise), generator(noise))
+    assert torch.equal(generator(noise, texture), generator(noise, texture))
+
+
+def test_sampling_divides_by_the_stored_scale_factor(generator):
+    noise, texture = torch.randn(1, 4, 4, 4, 4), torch.randn(1, 1, 64, 64, 64)
+    seen = []
+    handle = generator.autoencoder.network.post_quant_conv.register_forward_pre_hook(lambda _, z: seen.append(z[0]))
+    state = generator.state_dict()
+    generator(noise, texture)
+    generator.load_state_dict({**state, "scale_factor": torch.tensor(4.0)})
+    generator(noise, texture)
+    handle.remove()
+    generator.load_state_dict({**state, "scale_factor": torch.tensor(1.0)})
+    assert torch.allclose(seen[0], 4 * seen[1], rtol=1e-5)
+
+
+def test_a_fixed_batch_is_what_the_network_always_gets():
+    sizes = []
+
+    def network(x, y):
+        sizes.append(len(x))
+        return x + y
+
+    x, y = torch.randn(7, 2), torch.randn(7, 2)
+    assert torch.equal(FixedBatchInferer(batch_size=3)(x, network, y), x + y)
+    assert sizes == [3, 3, 3]

@@ -1,0 +1,276 @@
+"""Both stages of training: a step, a validation, an epoch, a resume, and what must stop or be skipped."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import make_workflow, run_workflow
+from ignite.engine import Events
+from monai.engines.utils import IterationEvents
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from scripts.handlers import GradientClipper
+
+STAGES = ("train_autoencoder", "train_diffusion")
+# A quarter of the volume in float32: seconds, on the same path of code.
+SMALL = {"image_size": 32, "precision": "float32", "train_size": 16, "val_size": 2, "epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def small_autoencoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("autoencoder")
+    run_workflow("train_autoencoder", "smoke", **{**SMALL, "output_dir": str(folder)})
+    return folder / "model_autoencoder.pt"
+
+
+@pytest.fixture
+def overrides(request, tmp_path, small_autoencoder):
+    """Settings of a small training in a folder of its own."""
+
+    def make(stage: str, folder: str = "out", **more):
+        path = {"autoencoder_path": str(small_autoencoder)} if stage == "train_diffusion" else {}
+        return {**SMALL, "output_dir": str(tmp_path / folder), **path, **more}
+
+    return make
+
+
+def weights_of(network):
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def same(first, second):
+    return all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_step_moves_the_weights_and_its_loss_is_finite(stage, overrides):
+    trainer = make_workflow(stage, "smoke", **overrides(stage, train_size=8)).trainer
+    before = weights_of(trainer.network)
+    trainer.run()
+    assert trainer.state.iteration == 1
+    assert torch.isfinite(trainer.state.output["loss"])
+    assert trainer.state.skipped_steps == 0
+    assert not same(before, trainer.network.state_dict())
+
+
+def test_diffusion_leaves_the_autoencoder_as_it_was(overrides, small_autoencoder):
+    workflow = make_workflow("train_diffusion", "smoke", **overrides("train_diffusion"))
+    workflow.trainer.run()
+    assert same(torch.load(small_autoencoder), workflow.parser.get_parsed_content("autoencoder_def").state_dict())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_validation_leaves_the_weights_and_gives_every_metric(stage, overrides):
+    workflow = make_workflow(stage, "smoke", **overrides(stage))
+    evaluator = workflow.evaluator
+    before = weights_of(evaluator.network)
+    evaluator.run()
+    assert same(before, evaluator.network.state_dict())
+    metrics = evaluator.state.metrics
+    expected = {"val_loss"} if stage == "train_diffusion" else {"ssim", "mse", "mae", "psnr", "dice", "nll", "a_rmse"}
+    assert expected <= set(metrics)
+    assert all(isinstance(value, float) for value in metrics.values())
+
+
+def test_ratios_are_to_the_perfect_denoiser(overrides):
+    evaluator = make_workflow("train_autoencoder", "smoke", **overrides("train_autoencoder")).evaluator
+    evaluator.run()
+    metrics = evaluator.state.metrics
+    assert metrics["ssim_ratio"] == pytest.approx(metrics["ssim"] / metrics["ssim_oracle"])
+    assert metrics["mse_ratio"] == pytest.approx(metrics["mse"] / metrics["mse_oracle"])
+    assert metrics["mse_oracle"] < metrics["mse"]
+
+
+def test_validation_of_the_diffusion_model_is_repeatable(overrides):
+    evaluator = make_workflow("train_diffusion", "smoke", **overrides("train_diffusion")).evaluator
+    losses = []
+    for _ in range(2):
+        evaluator.run()
+        losses.append(evaluator.state.metrics["val_loss"])
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_epoch_leaves_checkpoint_best_final_weights_and_tensorboard(stage, overrides):
+    settings = overrides(stage)
+    workflow = run_workflow(stage, "smoke", **settings)
+    folder = Path(settings["output_dir"])
+    checkpoints = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert "checkpoint_epoch=1.pt" in checkpoints
+    assert sum(name.startswith("best_model") for name in checkpoints) == 1
+    final = torch.load(folder / ("model.pt" if stage == "train_diffusion" else "model_autoencoder.pt"))
+    if stage == "train_diffusion":
+        assert final["scale_factor"] == pytest.approx(workflow.parser.get_parsed_content("train#dataset").scale_factor)
+        ema = workflow.parser.get_parsed_content("ema").ema_model.state_dict()
+        assert same(ema, {name.removeprefix("diffusion_model."): value for name, value in final.items()})
+
+    saved = torch.load(folder / "checkpoints" / "checkpoint_epoch=1.pt")
+    wanted = {"model", "optimizer", "lr_scheduler", "trainer", "best"} | (
+        {"ema"} if stage == "train_diffusion" else set()
+    )
+    assert set(saved) == wanted
+    assert saved["trainer"]["iteration"] == 2
+
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    metrics = set(workflow.evaluator.state.metrics)
+    assert {"train/loss", "train/lr", "volumes_per_s"} | metrics <= set(events.Tags()["scalars"])
+    assert {"slices/input", "slices/reconstruction", "slices/sample"} <= set(events.Tags()["images"])
+
+
+@pytest.mark.parametrize(("stage", "lr", "epochs"), [("train_autoencoder", 4e-4, 8), ("train_diffusion", 1e-3, 10)])
+def test_the_loss_falls_in_a_short_run(stage, lr, epochs, overrides):
+    # One fixed seed; the first and the last quarter of the steps differ by far more than a step's noise.
+    trainer = make_workflow(stage, "smoke", **overrides(stage, epochs=epochs, lr=lr, val_interval=epochs)).trainer
+    losses = []
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: losses.append(trainer.state.output["loss"].item()))
+    trainer.run()
+    quarter = len(losses) // 4
+    assert sum(losses[-quarter:]) < 0.9 * sum(losses[:quarter])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_resumed_training_is_the_one_that_was_never_stopped(stage, overrides):
+    name = "model.pt" if stage == "train_diffusion" else "model_autoencoder.pt"
+    whole = overrides(stage, "whole", epochs=3)
+    run_workflow(stage, "smoke", **whole)
+
+    stopped = overrides(stage, "stopped", epochs=3)
+    workflow = make_workflow(stage, "smoke", **stopped)
+
+    class PowerCut(Exception):
+        pass
+
+    def cut(engine):
+        if engine.state.iteration == 5:  # in the middle of the third epoch
+            raise PowerCut
+
+    workflow.trainer.add_event_handler(IterationEvents.FORWARD_COMPLETED, cut)
+    with pytest.raises(Exception) as stop:  # MONAI's parser wraps what the run raises
+        workflow.run()
+    assert "PowerCut" in repr(stop.getrepr())
+    newest = Path(stopped["output_dir"]) / "checkpoints" / "checkpoint_epoch=3.pt"
+    newest.write_bytes(b"what a kill in the middle of a write leaves")
+
+    resumed = run_workflow(stage, "smoke", **stopped, resume=True)
+    assert resumed.trainer.state.epoch == 3
+    expected = torch.load(Path(whole["output_dir"]) / name)
+    assert same(expected, torch.load(Path(stopped["output_dir"]) / name))
+
+
+def test_resuming_a_complete_training_trains_no_more(overrides):
+    settings = overrides("train_autoencoder")
+    run_workflow("train_autoencoder", "smoke", **settings)
+    final = Path(settings["output_dir"]) / "model_autoencoder.pt"
+    before = torch.load(final)
+    again = run_workflow("train_autoencoder", "smoke", **settings, resume=True)
+    assert again.trainer.state.iteration == 2
+    assert same(before, torch.load(final))
+
+
+def test_resuming_with_nothing_to_resume_starts_from_the_beginning(overrides):
+    settings = overrides("train_autoencoder", train_size=8)
+    assert run_workflow("train_autoencoder", "smoke", **settings, resume=True).trainer.state.iteration == 1
+
+
+def test_the_rate_warms_up_decays_and_follows_more_epochs_after_a_resume(overrides):
+    def rates(**more):
+        workflow = make_workflow("train_autoencoder", "smoke", **overrides("train_autoencoder", **more))
+        optimizer, seen = workflow.parser.get_parsed_content("optimizer"), []
+        workflow.trainer.add_event_handler(
+            Events.ITERATION_STARTED, lambda: seen.append(optimizer.param_groups[0]["lr"])
+        )
+        workflow.run()
+        return seen
+
+    first = rates(train_size=160, val_interval=10, lr=1e-3)
+    assert len(first) == 20
+    assert first[0] == pytest.approx(1e-4) and first[2] == pytest.approx(1e-3)
+    assert first[2] > first[10] > first[-1]
+    more = rates(train_size=160, val_interval=10, lr=1e-3, epochs=2, resume=True)
+    assert len(more) == 20
+    assert 0.3e-3 < more[0] < 0.7e-3  # half way down the longer cosine
+    assert more[-1] < 0.1e-3
+
+
+def test_a_gradient_that_is_not_finite_costs_one_step_and_no_weight(overrides):
+    trainer = make_workflow("train_autoencoder", "smoke", **overrides("train_autoencoder")).trainer
+
+    def poison(engine):
+        if engine.state.iteration == 1:
+            next(engine.network.parameters()).register_hook(lambda gradient: gradient * float("nan"))
+
+    def heal(engine):
+        next(engine.network.parameters())._backward_hooks.clear()
+
+    before = weights_of(trainer.network)
+    after_first = []
+    trainer.add_event_handler(Events.ITERATION_STARTED, poison)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, heal)
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED(once=1), lambda: after_first.append(same(before, trainer.network.state_dict()))
+    )
+    trainer.run()
+    assert after_first == [True]
+    assert trainer.state.skipped_steps == 1
+    assert not same(before, trainer.network.state_dict())
+    assert all(torch.isfinite(value).all() for value in trainer.network.state_dict().values())
+
+
+def test_a_loss_that_is_not_finite_stops_the_training_and_keeps_the_checkpoint(overrides):
+    settings = overrides("train_autoencoder", epochs=3)
+    workflow = make_workflow("train_autoencoder", "smoke", **settings)
+    loss = workflow.parser.get_parsed_content("loss")
+
+    def poison(engine):
+        if engine.state.epoch == 2:
+            loss.weights["support"] = float("nan")
+
+    workflow.trainer.add_event_handler(Events.EPOCH_STARTED, poison)
+    with pytest.raises(Exception) as stop:
+        workflow.run()
+    assert "FloatingPointError" in repr(stop.value.__cause__) and "last good checkpoint" in str(stop.value.__cause__)
+    folder = Path(settings["output_dir"])
+    assert not (folder / "model_autoencoder.pt").exists()
+    saved = torch.load(folder / "checkpoints" / "checkpoint_epoch=1.pt")
+    assert all(torch.isfinite(value).all() for value in saved["model"].values())
+    assert not (folder / "checkpoints" / "checkpoint_epoch=2.pt").exists()
+
+
+def test_the_best_weights_are_those_of_the_best_metric(overrides):
+    settings = overrides("train_autoencoder", epochs=3)
+    workflow = make_workflow("train_autoencoder", "smoke", **settings)
+    seen = {}
+    evaluator = workflow.evaluator
+    evaluator.add_event_handler(
+        Events.COMPLETED, lambda: seen.update({evaluator.state.metrics["ssim"]: weights_of(evaluator.network.network)})
+    )
+    workflow.run()
+    (best,) = (Path(settings["output_dir"]) / "checkpoints").glob("best_model_ssim=*.pt")
+    assert same(seen[max(seen)], torch.load(best))
+
+
+def test_with_a_gradient_scaler_clipping_sees_the_true_gradient_and_a_bad_step_lowers_the_scale():
+    # float16 needs a scaler, and CI has no GPU: the same scaler on the CPU
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    engine = SimpleNamespace(optimizer=optimizer, scaler=scaler, state=SimpleNamespace(skipped_steps=0))
+    clip = GradientClipper(max_norm=0.5)
+
+    scaler.scale(3 * weight[0] + 4 * weight[1]).backward()
+    clip(engine)
+    assert engine.state.gradient_norm == pytest.approx(5.0)
+    scaler.step(optimizer)
+    scaler.update()
+    assert weight.tolist() == pytest.approx([1 - 0.3, 1 - 0.4])
+
+    optimizer.zero_grad()
+    before = weight.clone()
+    scaler.scale((weight * float("inf")).sum()).backward()
+    clip(engine)
+    scaler.step(optimizer)
+    scaler.update()
+    assert torch.equal(weight, before)
+    assert engine.state.skipped_steps == 1
+    assert scaler.get_scale() == 512.0

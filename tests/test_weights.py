@@ -1,0 +1,92 @@
+"""Files of weights and checkpoints."""
+
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from scripts.checks import SettingError
+from scripts.weights import load_weights, newest_checkpoint, save_weights
+
+
+@pytest.fixture
+def network():
+    return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+
+
+def test_what_is_saved_is_loaded(network, tmp_path):
+    save_weights(network, tmp_path / "new" / "model.pt")
+    other = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    assert load_weights(other, tmp_path / "new" / "model.pt", "model_path") is other
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), other.parameters(), strict=True))
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["model.pt"]
+
+
+def test_a_missing_file_is_named(network, tmp_path):
+    with pytest.raises(SettingError, match=r"^model_path='.*none\.pt': no such file"):
+        load_weights(network, tmp_path / "none.pt", "model_path")
+
+
+def test_a_truncated_file_is_named(network, tmp_path):
+    path = tmp_path / "model.pt"
+    save_weights(network, path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(SettingError, match=r"^model_path='.*model\.pt': not a readable file of weights"):
+        load_weights(network, path, "model_path")
+
+
+def test_something_else_is_refused(network, tmp_path):
+    torch.save({"epoch": 3}, tmp_path / "model.pt")
+    with pytest.raises(SettingError, match="not a state dict"):
+        load_weights(network, tmp_path / "model.pt", "model_path")
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (nn.Sequential(nn.Linear(3, 4)), "lacks 1.weight"),
+        (nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(2, 2)), "has 2.weight, which the network lacks"),
+        (nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2)), r"0.weight has shape \(5, 3\), the network's \(4, 3\)"),
+    ],
+)
+def test_a_mismatch_names_the_key_or_shape_and_changes_nothing(network, other, message, tmp_path):
+    save_weights(other, tmp_path / "model.pt")
+    before = [parameter.clone() for parameter in network.parameters()]
+    with pytest.raises(SettingError, match=message):
+        load_weights(network, tmp_path / "model.pt", "model_path")
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+
+
+def test_an_interrupted_save_leaves_the_old_file(network, tmp_path, monkeypatch):
+    path = tmp_path / "model.pt"
+    save_weights(network, path)
+    before = path.read_bytes()
+
+    def fail(_, file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(KeyboardInterrupt):
+        save_weights(network, path)
+    assert path.read_bytes() == before
+
+
+def test_the_newest_checkpoint_that_can_be_read_is_found(tmp_path):
+    assert newest_checkpoint(tmp_path / "none") is None
+    assert newest_checkpoint(tmp_path) is None
+    for epoch in (2, 9, 10):
+        torch.save({"epoch": epoch}, tmp_path / f"checkpoint_epoch={epoch}.pt")
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint_epoch=10.pt")
+    (tmp_path / "checkpoint_epoch=10.pt").write_bytes(b"half a file")
+    (tmp_path / "best_model_ssim=0.5.pt").write_bytes(b"")
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint_epoch=9.pt")
+
+
+def test_a_fresh_training_s_checkpoint_is_newer_than_an_earlier_one_s_later_epoch(tmp_path):
+    for epoch, time in ((8, 1_000), (2, 2_000)):
+        path = tmp_path / f"checkpoint_epoch={epoch}.pt"
+        torch.save({"epoch": epoch}, path)
+        os.utime(path, (time, time))
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint_epoch=2.pt")
