@@ -5,7 +5,7 @@ BIN := $(abspath $(VENV))/bin
 BUNDLE := $(BIN)/python -m monai.bundle run
 SMOKE := configs/smoke.json
 
-.PHONY: help setup dev generate train evaluate publish smoke test benchmark lint format clean
+.PHONY: help setup dev generate train evaluate publish figures smoke test benchmark lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -36,6 +36,14 @@ evaluate: setup  ## the released weights against the truth, into bundle/runs/eva
 publish: setup  ## put the trained weights of `make train` into bundle/models, once they are seen to load
 	cd bundle && $(BUNDLE) publish --config_file configs/evaluate.json \
 		--autoencoder_path runs/autoencoder/model_autoencoder.pt --model_path runs/diffusion/model.pt
+
+figures: setup  ## draw the pictures of the documents anew, from the released weights
+	cd bundle && $(BUNDLE) preview --config_file configs/data.json --output_dir runs/figures
+	mkdir -p bundle/docs/figures && cp bundle/runs/figures/preview.png bundle/docs/figures/spheres.png
+	cd bundle && $(BUNDLE) --config_file configs/inference.json --output_dir runs/figures
+	cp bundle/runs/figures/preview.png bundle/docs/figures/generated.png
+	cd bundle && $(BUNDLE) --config_file configs/evaluate.json --output_dir runs/figures
+	cp bundle/runs/figures/reconstructions.png bundle/runs/figures/parameters.png bundle/docs/figures
 
 smoke: setup  ## train both stages, generate and evaluate, in a minute or two: the whole path of code
 	cd bundle && $(BUNDLE) --config_file "['configs/train_autoencoder.json','$(SMOKE)']" --output_dir runs/smoke/autoencoder
