@@ -50,31 +50,39 @@ def slices_image(volume: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(padded, axis=1))[None]
 
 
-def plot_volumes(rows: Sequence[Mapping[str, torch.Tensor]], titles: Sequence[str], path: str | os.PathLike) -> None:
-    """Draw volumes as a picture: a row an item, three slices for each of its volumes.
+def plot_volumes(
+    items: Sequence[Mapping[str, torch.Tensor]], titles: Sequence[str], path: str | os.PathLike, across: int = 1
+) -> None:
+    """Draw volumes as a picture: three slices for each volume of an item.
 
     Args:
-        rows: for each item its volumes (1, D, H, W) by name; all items have the same names.
-        titles: a text for each row.
+        items: for each item its volumes (1, D, H, W) by name; all items have the same names.
+        titles: a text for each item, at its left.
         path: the PNG to write; its folder is made.
+        across: how many items side by side.
     """
-    names = list(rows[0])
-    columns = len(names) * len(PLANES)
-    figure = Figure(figsize=(1.9 * columns, 2.15 * len(rows) + 0.5), layout="constrained")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for i, (row, title) in enumerate(zip(rows, titles, strict=True)):
+    names = list(items[0])
+    width = len(names) * len(PLANES)
+    rows, columns = -(-len(items) // across), width * min(across, len(items))
+    figure = Figure(figsize=(1.3 * columns + 1.5 * across + 1, 1.35 * rows + 0.5), layout="compressed")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for i, (item, title) in enumerate(zip(items, titles, strict=True)):
+        row, first = i // across, i % across * width
         for j, name in enumerate(names):
-            for k, image in enumerate(orthogonal_slices(row[name])):
-                axis = axes[i, j * len(PLANES) + k]
+            for k, image in enumerate(orthogonal_slices(item[name])):
+                axis = axes[row, first + j * len(PLANES) + k]
                 shown = axis.imshow(image, cmap="gray", vmin=WINDOW[0], vmax=WINDOW[1], origin="lower")
+                axis.set_axis_on()
                 axis.set_xticks([])
                 axis.set_yticks([])
-                if i == 0:
+                if row == 0:
                     axis.set_title(f"{name}\n{PLANES[k]}" if name else PLANES[k], fontsize=9)
-        axes[i, 0].set_ylabel(title, fontsize=8, rotation=0, ha="right", va="center")
-    figure.colorbar(shown, ax=axes, shrink=min(1.0, 2.0 / len(rows)), label="voxel value", pad=0.01)
+        axes[row, first].set_ylabel(title, fontsize=8, rotation=0, ha="right", va="center")
+    figure.colorbar(shown, ax=axes, shrink=min(1.0, 2.0 / rows), label="voxel value", pad=0.01)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
 def describe_sphere(parameters: Mapping[str, float]) -> str:
@@ -99,7 +107,7 @@ def plot_spheres(dataset: Dataset, count: int, path: str | os.PathLike) -> None:
     for item in items:
         cx, cy, cz = item["c"].tolist()
         titles.append(describe_sphere({**{key: float(item[key]) for key in "rab"}, "cx": cx, "cy": cy, "cz": cz}))
-    plot_volumes([{"": item[CommonKeys.IMAGE]} for item in items], titles, path)
+    plot_volumes([{"": item[CommonKeys.IMAGE]} for item in items], titles, path, across=2)
     logger.info("saved to %s", path)
 
 

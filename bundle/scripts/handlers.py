@@ -216,4 +216,4 @@ class SampleWriter:
             table.writeheader()
             table.writerows(self.rows)
         titles = [f"{row['file']}\n{describe_sphere(row)}" for row in self.rows[: len(self.preview)]]  # type: ignore
-        plot_volumes([{"": volume} for volume in self.preview], titles, self.output_dir / "preview.png")
+        plot_volumes([{"": volume} for volume in self.preview], titles, self.output_dir / "preview.png", across=2)
