@@ -115,6 +115,24 @@ def test_the_data_config_previews_and_benchmarks(tmp_path):
         assert megabytes == pytest.approx(volumes * 64**3 * 4 / 1e6)
 
 
+def test_the_released_weights_score_what_metadata_says(tmp_path):
+    run_workflow("evaluate", output_dir=str(tmp_path))
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    found = metrics["reconstruction"]
+    # the bounds that the released autoencoder is held to
+    assert found["dice"] >= 0.985 and found["a_correlation"] >= 0.9 and found["b_correlation"] >= 0.9
+    scores = {
+        "reconstruction_dice": found["dice"],
+        "reconstruction_ssim_over_perfect_denoiser": found["ssim_ratio"],
+        "reconstruction_mse_over_perfect_denoiser": found["mse_ratio"],
+        "a_correlation": found["a_correlation"],
+        "b_correlation": found["b_correlation"],
+        "sample_dice_median": metrics["samples"]["dice_median"],
+    }
+    # other processors round bf16 otherwise
+    assert METADATA["eval_metrics"] == pytest.approx(scores, abs=1e-3)
+
+
 def test_shared_definitions_agree_across_configs():
     # The configs are self-contained, so that each can be read and run alone; what they repeat is held equal here.
     autoencoder, diffusion, inference, evaluate, data = map(

@@ -66,20 +66,19 @@ def plot_volumes(
     rows, columns = -(-len(items) // across), width * min(across, len(items))
     figure = Figure(figsize=(1.3 * columns + 1.5 * across + 1, 1.35 * rows + 0.5), layout="compressed")
     axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
+    # in reading order, an item's slices follow those of the item before it
     for i, (item, title) in enumerate(zip(items, titles, strict=True)):
-        row, first = i // across, i % across * width
+        axes.flat[i * width].set_ylabel(title, fontsize=8, rotation=0, ha="right", va="center")
         for j, name in enumerate(names):
             for k, image in enumerate(orthogonal_slices(item[name])):
-                axis = axes[row, first + j * len(PLANES) + k]
+                axis = axes.flat[i * width + j * len(PLANES) + k]
                 shown = axis.imshow(image, cmap="gray", vmin=WINDOW[0], vmax=WINDOW[1], origin="lower")
-                axis.set_axis_on()
                 axis.set_xticks([])
                 axis.set_yticks([])
-                if row == 0:
+                if i < across:
                     axis.set_title(f"{name}\n{PLANES[k]}" if name else PLANES[k], fontsize=9)
-        axes[row, first].set_ylabel(title, fontsize=8, rotation=0, ha="right", va="center")
+    for axis in axes.flat[len(items) * width :]:
+        axis.set_axis_off()
     figure.colorbar(shown, ax=axes, shrink=min(1.0, 2.0 / rows), label="voxel value", pad=0.01)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, bbox_inches="tight")
