@@ -61,6 +61,8 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
             "sample_batch_size",
             "num_inference_steps",
             "num_train_timesteps",
+            "diversity_size",
+            "classifier_epochs",
             "preview_size",
             "benchmark_size",
         ),

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from monai.utils import CommonKeys
+from scipy import stats
 from torch.utils.data import Dataset
 
+from .fidelity import standardise
 from .measurement import PARAMETERS
 from .spheres import SphereLaw
 
@@ -50,21 +52,12 @@ def slices_image(volume: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(padded, axis=1))[None]
 
 
-def plot_volumes(
-    items: Sequence[Mapping[str, torch.Tensor]], titles: Sequence[str], path: str | os.PathLike, across: int = 1
+def _draw_volumes(
+    figure: FigureBase, items: Sequence[Mapping[str, torch.Tensor]], titles: Sequence[str], across: int
 ) -> None:
-    """Draw volumes as a picture: three slices for each volume of an item.
-
-    Args:
-        items: for each item its volumes (1, D, H, W) by name; all items have the same names.
-        titles: a text for each item, at its left.
-        path: the PNG to write; its folder is made.
-        across: how many items side by side.
-    """
     names = list(items[0])
     width = len(names) * len(PLANES)
     rows, columns = -(-len(items) // across), width * min(across, len(items))
-    figure = Figure(figsize=(1.3 * columns + 1.5 * across + 1, 1.35 * rows + 0.5), layout="compressed")
     axes = figure.subplots(rows, columns, squeeze=False)
     # in reading order, an item's slices follow those of the item before it
     for i, (item, title) in enumerate(zip(items, titles, strict=True)):
@@ -80,6 +73,22 @@ def plot_volumes(
     for axis in axes.flat[len(items) * width :]:
         axis.set_axis_off()
     figure.colorbar(shown, ax=axes, shrink=min(1.0, 2.0 / rows), label="voxel value", pad=0.01)
+
+
+def plot_volumes(
+    items: Sequence[Mapping[str, torch.Tensor]], titles: Sequence[str], path: str | os.PathLike, across: int = 1
+) -> None:
+    """Draw volumes as a picture: three slices for each volume of an item.
+
+    Args:
+        items: for each item its volumes (1, D, H, W) by name; all items have the same names.
+        titles: a text for each item, at its left.
+        path: the PNG to write; its folder is made.
+        across: how many items side by side.
+    """
+    rows, columns = -(-len(items) // across), len(items[0]) * len(PLANES) * min(across, len(items))
+    figure = Figure(figsize=(1.3 * columns + 1.5 * across + 1, 1.35 * rows + 0.5), layout="compressed")
+    _draw_volumes(figure, items, titles, across)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, bbox_inches="tight")
 
@@ -110,29 +119,67 @@ def plot_spheres(dataset: Dataset, count: int, path: str | os.PathLike) -> None:
     logger.info("saved to %s", path)
 
 
-def plot_parameters(measured: Mapping[str, np.ndarray], law: SphereLaw, path: str | os.PathLike) -> None:
-    """Draw the histogram of each measured parameter against its true density.
-
-    Args:
-        measured: arrays of shape (N,) under ``r``, ``cx``, ``cy``, ``cz``, ``a``, ``b``; the centre is shown scaled to
-            (c - r) / (size - 2 r), which is uniform on (0, 1).
-        law: the true distribution.
-        path: the PNG to write; its folder is made.
-    """
-    figure = Figure(figsize=(10, 5.2), layout="constrained")
-    for axis, name in zip(figure.subplots(2, 3).flat, PARAMETERS, strict=True):
-        if name.startswith("c"):
-            values = (measured[name] - measured["r"]) / (law.size - 2 * measured["r"])
-            low, high, label = 0.0, 1.0, f"(c{name[1]} - r) / (size - 2 r)"
-        else:
-            values, low, high, label = measured[name], getattr(law, f"{name}_min"), getattr(law, f"{name}_max"), name
-        margin = 0.1 * (high - low)
-        bins = np.linspace(low - margin, high + margin, 25)
-        values = np.clip(values[np.isfinite(values)], bins[0], bins[-1])
-        axis.hist(values, bins=bins, density=True, color="0.7", label=f"generated ({len(values)})")
-        axis.plot([low, low, high, high], [0, 1 / (high - low), 1 / (high - low), 0], color="C3", label="true density")
+def _plot_histograms(figure: FigureBase, uniform: Mapping[str, np.ndarray], law: SphereLaw) -> None:
+    axes = figure.subplots(2, 3)
+    for axis, (name, values) in zip(axes.flat, uniform.items(), strict=True):
+        low, high, label = 0.0, 1.0, f"(c{name[-1]} - r) / (size - 2 r)"
+        if not name.startswith("c"):
+            low, high, label = getattr(law, f"{name}_min"), getattr(law, f"{name}_max"), name
+        width = high - low
+        bins = np.linspace(low - 0.1 * width, high + 0.1 * width, 25)
+        shown = np.clip(low + width * values, bins[0], bins[-1])
+        axis.hist(shown, bins=bins, density=True, color="0.7", label="measured")
+        axis.plot([low, low, high, high], [0, 1 / width, 1 / width, 0], color="C3", label="true density")
         axis.set_xlabel(label)
         axis.set_yticks([])
-    figure.axes[0].legend(fontsize=8)
+    axes[0, 0].legend(fontsize=7)
+
+
+def _plot_quantiles(figure: FigureBase, uniform: Mapping[str, np.ndarray]) -> None:
+    axis = figure.subplots()
+    for name, values in uniform.items():
+        label = f"(c{name[1]} - r) / (size - 2 r)" if name.startswith("c") else name
+        axis.plot((np.arange(len(values)) + 0.5) / len(values), np.sort(values), label=label, linewidth=1.2)
+    # where 95% of samples of the law stay, along their whole length
+    band = stats.kstwo.isf(0.05, len(values))
+    axis.fill_between([0, 1], [-band, 1 - band], [band, 1 + band], color="0.9", label="95% of samples of the law")
+    axis.plot([0, 1], [0, 1], color="0.5", linewidth=0.8)
+    axis.set(xlim=(0, 1), ylim=(-0.1, 1.1), xlabel="quantile of the law", ylabel="quantile measured", aspect="equal")
+    axis.legend(fontsize=7)
+
+
+def plot_fidelity(
+    measured: Mapping[str, np.ndarray], volumes: Dataset, law: SphereLaw, path: str | os.PathLike, count: int = 4
+) -> None:
+    """Draw volumes against the law: histograms, quantiles, and slices of typical volumes and of the worst.
+
+    Args:
+        measured: arrays of shape (N,), as ``SphereMetric`` gives them; each is shown on the scale of the law, the
+            centre as (c - r) / (size - 2 r).
+        volumes: the N volumes themselves, (1, D, H, W) under ``CommonKeys.IMAGE``.
+        law: the true distribution.
+        path: the PNG to write; its folder is made.
+        count: how many typical volumes (those in the middle by their Dice with a ball) and how many of the worst.
+    """
+    uniform = standardise(measured, law)
+    filled = np.isfinite(np.stack(list(uniform.values()))).all(axis=0)
+    figure = Figure(figsize=(13, 5 + 1.35 * count), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=[5, 1.35 * count])  # type: ignore[misc]
+    if filled.any():
+        left, right = above.subfigures(1, 2, width_ratios=[2, 1.2])
+        _plot_histograms(left, {name: values[filled] for name, values in uniform.items()}, law)
+        _plot_quantiles(right, {name: values[filled] for name, values in uniform.items()})
+    order = np.argsort(measured["dice"])
+    count = min(count, len(order))
+    middle = (len(order) - count) // 2
+    rows = {"typical": order[middle : middle + count], "worst": order[:count]}
+    items, titles = [], []
+    # side by side: a typical one, one of the worst
+    for pair in zip(*rows.values(), strict=True):
+        for kind, i in zip(rows, pair, strict=True):
+            items.append({"": volumes[int(i)][CommonKeys.IMAGE]})
+            sphere = describe_sphere({name: measured[name][i] for name in PARAMETERS})
+            titles.append(f"{kind}\n{sphere}\nDice {measured['dice'][i]:.3f}")
+    _draw_volumes(below, items, titles, across=2)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)

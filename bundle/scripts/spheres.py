@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from .checks import SettingError, is_integer, is_number
 
 # Independent streams of random numbers: no volume of one is ever a volume of another, whatever the seed.
-STREAMS = ("train", "validation", "test")
+STREAMS = ("train", "validation", "test", "baseline", "reference")
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,8 @@ class SphereDataset(Dataset[dict[str, Any]]):
         length: number of volumes.
         law: the distribution to draw from.
         seed: a non-negative integer; another seed gives other volumes.
-        stream: one of ``train``, ``validation``, ``test``: disjoint sets of volumes under the same seed.
+        stream: one of ``train``, ``validation``, ``test``, and ``baseline`` and ``reference``, the two sets of real
+            spheres that generated ones are read beside: disjoint sets of volumes under the same seed.
         signal: whether items carry the noise-free signal.
         transform: applied to each item.
 

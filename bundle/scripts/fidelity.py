@@ -1,0 +1,242 @@
+"""How close a set of volumes is to the law: a line for each statistic, beside real spheres and a limit."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.metrics import MMDMetric, MultiScaleSSIMMetric
+from monai.utils import CommonKeys
+from scipy import stats
+from torch.utils.data import Dataset
+
+from .measurement import PARAMETERS, explain_invalid
+from .spheres import SphereLaw
+
+logger = logging.getLogger(__name__)
+
+# A perfect generator goes beyond a limit with this probability at most, for each Kolmogorov-Smirnov statistic and for
+# each of the 15 rank correlations. At 1,000 volumes that allows 0.06 and 0.1; fewer volumes tell less.
+ERROR_RATE = 0.002
+
+# What a set of volumes has to meet whatever its size. The statistics of the values in a ball rest on tens of thousands
+# of voxels each; a perfect generator's are far below these from a few volumes on.
+VALID_SHARE = 0.99
+KS, RANK_CORRELATION = 0.06, 0.1
+TEXTURE = {
+    "kurtosis": 0.05,
+    "autocorrelation_x": 0.01,
+    "autocorrelation_y": 0.01,
+    "autocorrelation_z": 0.01,
+    "normal_ks": 0.01,
+    "rim_mean": 0.02,
+    "rim_std": 0.02,
+    "background": 0.0,
+}
+
+
+def standardise(measured: Mapping[str, np.ndarray], law: SphereLaw) -> dict[str, np.ndarray]:
+    """Scale the parameters so that each is uniform on (0, 1) under the law, independent of the others.
+
+    Args:
+        measured: arrays of shape (N,) under ``r``, ``cx``, ``cy``, ``cz``, ``a``, ``b``.
+        law: the true distribution.
+
+    Returns:
+        Arrays of shape (N,) under the same names; a coordinate of the centre becomes (c - r) / (size - 2 r).
+    """
+    result = {}
+    for name in PARAMETERS:
+        if name.startswith("c"):
+            low, high = measured["r"], law.size - measured["r"]
+        else:
+            low, high = getattr(law, f"{name}_min"), getattr(law, f"{name}_max")
+        result[name] = (measured[name] - low) / (high - low)
+    return result
+
+
+def make_line(value: float, limit: float | None = None, least: bool = False, **more: Any) -> dict[str, Any]:
+    """Make a statistic's line: value, limit, whether it holds; ``least`` if the value may not be below the limit."""
+    result: dict[str, Any] = {"value": float(value), **more}
+    if limit is not None:
+        ok = value >= limit if least else abs(value) <= limit
+        result |= {"limit": float(limit), "least": least, "ok": bool(ok)}
+    return result
+
+
+def score_parameters(measured: Mapping[str, np.ndarray], law: SphereLaw) -> dict[str, dict[str, Any]]:
+    """Test measured spheres against the law.
+
+    Args:
+        measured: arrays of shape (N,), as ``SphereMetric`` gives them.
+        law: the true distribution.
+
+    Returns:
+        Lines by name, each with ``value``, mostly a ``limit`` and ``ok``, and more:
+
+        - ``valid``: share of valid spheres (see ``explain_invalid``), with the ``reasons`` of the others counted;
+        - ``ks_r``, ``ks_cx``, ...: Kolmogorov-Smirnov statistic of each parameter, scaled as ``standardise`` does,
+          with its ``p_value``;
+        - ``rank_correlation``: the largest of Spearman's correlations between two such parameters, with its ``pair``;
+        - one for each entry of ``TEXTURE``: the mean over the volumes, with its ``standard_error``.
+    """
+    reasons = explain_invalid(measured, law)
+    lines = {
+        "valid": make_line(
+            reasons.count("") / len(reasons),
+            VALID_SHARE,
+            least=True,
+            reasons=dict(Counter(reason.partition(":")[0] for reason in reasons if reason)),
+        ),
+        "dice_median": make_line(np.median(measured["dice"])),
+    }
+    uniform = standardise(measured, law)
+    filled = np.isfinite(np.stack(list(uniform.values()))).all(axis=0)
+    n = int(filled.sum())
+    if n < 2:
+        return lines
+
+    uniform = {name: values[filled] for name, values in uniform.items()}
+    ks_limit = max(KS, float(stats.kstwo.isf(ERROR_RATE, n)))
+    for name, values in uniform.items():
+        test = stats.kstest(values, "uniform")
+        lines[f"ks_{name}"] = make_line(test.statistic, ks_limit, p_value=float(test.pvalue))
+
+    # under independence Spearman's correlation is normal with variance 1 / (n - 1), near enough
+    correlation_limit = max(RANK_CORRELATION, float(stats.norm.isf(ERROR_RATE / 2)) / math.sqrt(n - 1))
+    pairs = {
+        pair: float(stats.spearmanr(uniform[pair[0]], uniform[pair[1]]).statistic)
+        for pair in itertools.combinations(uniform, 2)
+    }
+    # a parameter that never varies has no rank; its line above says so
+    pair = max(pairs, key=lambda pair: abs(np.nan_to_num(pairs[pair])))
+    lines["rank_correlation"] = make_line(np.nan_to_num(pairs[pair]), correlation_limit, pair=list(pair))
+
+    for name, limit in TEXTURE.items():
+        values = measured[name][np.isfinite(measured[name])]
+        error = values.std() / math.sqrt(max(len(values), 1))
+        lines[name] = make_line(values.mean(), limit, standard_error=float(error))
+    return lines
+
+
+def score_diversity(
+    volumes: Dataset, reference: Dataset, data_range: float, count: int = 50, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Compare two sets of volumes by their maximum mean discrepancy, and a set with itself by multi-scale SSIM.
+
+    Args:
+        volumes: items with volumes (1, D, H, W) under ``CommonKeys.IMAGE``.
+        reference: real ones, alike.
+        data_range: range of the values, for SSIM.
+        count: how many volumes, and how many pairs of them, to use at most.
+        seed: picks the volumes.
+
+    Returns:
+        Lines without a limit, to be read beside those of real spheres: ``mmd``, between the sets, by MONAI's
+        ``MMDMetric`` on volumes averaged over blocks of 4^3 voxels; ``ms_ssim``, the mean over pairs within ``volumes``
+        (1 for a generator that always returns the same).
+    """
+    rng = np.random.default_rng(seed)
+    count = min(count, len(volumes), len(reference))  # type: ignore[arg-type]
+    if count < 2:
+        return {}
+    first, second = (
+        torch.stack([dataset[int(i)][CommonKeys.IMAGE] for i in rng.permutation(len(dataset))[:count]]).float()  # type: ignore[arg-type]
+        for dataset in (volumes, reference)
+    )
+    pool = torch.nn.AvgPool3d(min(4, *first.shape[2:]))
+    mmd = MMDMetric()(pool(second), pool(first)).item()
+    # three of the usual five scales: the coarsest must still hold the window
+    ssim = MultiScaleSSIMMetric(spatial_dims=3, data_range=data_range, kernel_size=7, weights=(0.2, 0.4, 0.4))
+    for i in range(count):
+        ssim(first[i : i + 1], first[(i + 1) % count][None])
+    return {"mmd": make_line(mmd), "ms_ssim": make_line(ssim.aggregate().item())}  # type: ignore[union-attr]
+
+
+LABELS = {
+    "valid": "valid spheres, share",
+    "dice_median": "Dice with the fitted ball, median",
+    "ks_r": "KS of r",
+    "ks_cx": "KS of (cx - r) / (size - 2 r)",
+    "ks_cy": "KS of (cy - r) / (size - 2 r)",
+    "ks_cz": "KS of (cz - r) / (size - 2 r)",
+    "ks_a": "KS of a",
+    "ks_b": "KS of b",
+    "rank_correlation": "largest rank correlation",
+    "kurtosis": "excess kurtosis",
+    "autocorrelation_x": "lag-1 autocorrelation, x",
+    "autocorrelation_y": "lag-1 autocorrelation, y",
+    "autocorrelation_z": "lag-1 autocorrelation, z",
+    "normal_ks": "KS of the values from N(a, b^2)",
+    "rim_mean": "rim less centre: mean, in b",
+    "rim_std": "rim over centre: deviation, less 1",
+    "background": "background other than 0, share",
+    "mmd": "MMD to real spheres",
+    "ms_ssim": "multi-scale SSIM between volumes",
+    "classifier": "classifier's held-out accuracy",
+}
+
+
+def format_table(scored: Mapping[str, Mapping[str, Any]], real: Mapping[str, Mapping[str, Any]]) -> str:
+    """Lay out lines beside those of real spheres, one statistic a row."""
+    rows = [f"{'':<36} {'volumes':>9} {'real':>9} {'limit':>9}"]
+    for name, label in LABELS.items():
+        if name not in scored:
+            continue
+        line = scored[name]
+        floor = f"{real[name]['value']:>9.4f}" if name in real else f"{'':>9}"
+        limit = f"{'>=' if line['least'] else '<='} {line['limit']:.4f}" if "limit" in line else ""
+        verdict = "" if "ok" not in line else "ok" if line["ok"] else "FAILS"
+        rows.append(f"{label:<36} {line['value']:>9.4f} {floor} {limit:>9}  {verdict}")
+    return "\n".join(rows)
+
+
+def write_fidelity(
+    path: str | os.PathLike,
+    scored: Sequence[Mapping[str, Mapping[str, Any]]],
+    real: Sequence[Mapping[str, Mapping[str, Any]]],
+    reconstruction: Mapping[str, float],
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write an evaluation as JSON and log it as a table.
+
+    Args:
+        path: the file to write; its folder is made.
+        scored: lines of the volumes that were scored, as ``score_parameters`` and others return them.
+        real: the same statistics of as many real spheres.
+        reconstruction: metrics of the autoencoder on held-out spheres; empty when there is none.
+        settings: what the evaluation was run with.
+
+    Returns:
+        What was written: ``settings``, ``reconstruction``, ``volumes`` and ``real`` (lines by name), and ``failed``,
+        the names of the lines that go beyond their limit.
+    """
+    merged = {name: dict(line) for lines in scored for name, line in lines.items()}
+    floor = {name: dict(line) for lines in real for name, line in lines.items()}
+    result = {
+        "settings": dict(settings),
+        "reconstruction": dict(reconstruction),
+        "volumes": merged,
+        "real": floor,
+        "failed": [name for name, line in merged.items() if not line.get("ok", True)],
+    }
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps(result, indent=2) + "\n")
+    reasons = ", ".join(f"{reason} ({count})" for reason, count in merged["valid"]["reasons"].items())
+    logger.info(
+        "fidelity to the law\n%s\n%s%s\nsaved to %s",
+        format_table(merged, floor),
+        f"no valid spheres: {reasons}\n" if reasons else "",
+        f"beyond their limit: {', '.join(result['failed'])}" if result["failed"] else "every limit holds",
+        path,
+    )
+    return result
