@@ -47,6 +47,11 @@ class VolumeAutoencoder(nn.Module):
         # MONAI's engines autocast for CUDA alone; here it holds on every device.
         return torch.autocast(x.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
+    def _show(self, x: torch.Tensor) -> torch.Tensor:
+        """Make the channels that the encoder sees."""
+        support = (x != 0).to(x.dtype)
+        return torch.cat([x, (x.abs() - MEAN_ABSOLUTE_NORMAL) * support, support], dim=1)
+
     def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode volumes.
 
@@ -56,10 +61,8 @@ class VolumeAutoencoder(nn.Module):
         Returns:
             Mean and standard deviation of the latents, each of shape (B, latent channels, d, h, w), float32.
         """
-        support = (x != 0).to(x.dtype)
-        channels = torch.cat([x, (x.abs() - MEAN_ABSOLUTE_NORMAL) * support, support], dim=1)
         with self._autocast(x):
-            mean, deviation = self.network.encode(channels.contiguous(memory_format=torch.channels_last_3d))
+            mean, deviation = self.network.encode(self._show(x).contiguous(memory_format=torch.channels_last_3d))
         return mean.float(), deviation.float()
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
@@ -94,6 +97,38 @@ class VolumeAutoencoder(nn.Module):
     def decode_stage_2_outputs(self, z: torch.Tensor) -> torch.Tensor:
         """Decode unscaled latents of the diffusion model, as ``decode``."""
         return self.decode(z)
+
+
+class DeterministicAutoencoder(VolumeAutoencoder):
+    """The autoencoder of most tutorials, to compare with: one channel in, the values themselves out.
+
+    Where ``VolumeAutoencoder`` decodes a distribution over voxels, this one decodes a value for each; to everything
+    downstream it is a distribution that always returns that value, with no voxel exactly 0.
+
+    Args:
+        network: as for ``VolumeAutoencoder``, with 1 channel in and 1 out.
+        dtype: as there.
+
+    Attributes:
+        kl: Kullback-Leibler divergence of the last forward pass's latents from N(0, 1), summed over the latents of a
+            volume and averaged over the batch, nats.
+    """
+
+    kl: torch.Tensor
+
+    def _show(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """Decode latents as ``VolumeAutoencoder.decode``: (certainly foreground, value, least deviation)."""
+        value = super().decode(z)
+        return torch.cat([torch.full_like(value, 100.0), value, torch.full_like(value, -100.0)], dim=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """Encode volumes (B, 1, D, H, W), draw latents, decode: values of the same shape."""
+        mean, deviation = self.encode(x)
+        self.kl = 0.5 * (mean**2 + deviation**2 - 2 * deviation.log() - 1).sum() / len(x)
+        return super().decode(self.network.sampling(mean, deviation))
 
 
 class ReconstructionInferer(Inferer):

@@ -61,11 +61,13 @@ class StopOnNaN(TerminateOnNan):
 
     Args:
         ckpt_dir: where the training's checkpoints are, for the message.
+        key: of the loss in the trainer's output.
     """
 
-    def __init__(self, ckpt_dir: str) -> None:
-        super().__init__(output_transform=lambda output: output[CommonKeys.LOSS])
+    def __init__(self, ckpt_dir: str, key: str = CommonKeys.LOSS) -> None:
+        super().__init__(output_transform=lambda output: output[key])
         self.ckpt_dir = ckpt_dir
+        self.key = key
 
     def attach(self, engine: Workflow) -> None:
         """Register with a trainer."""
@@ -75,7 +77,7 @@ class StopOnNaN(TerminateOnNan):
     def fail(self, engine: Workflow) -> None:
         """Raise ``FloatingPointError``."""
         raise FloatingPointError(
-            f"the loss is {float(engine.state.output[CommonKeys.LOSS])} in epoch {engine.state.epoch}, iteration "
+            f"the loss is {float(engine.state.output[self.key])} in epoch {engine.state.epoch}, iteration "
             f"{engine.state.iteration}: training stopped. The last good checkpoint is in {self.ckpt_dir}; resume from "
             "it with a lower lr, or with precision float32."
         )
