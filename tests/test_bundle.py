@@ -143,7 +143,7 @@ def test_shared_definitions_agree_across_configs():
     assert all(network == networks[0] for network in networks)
     unets = [diffusion["network_def"], inference["diffusion_def"], evaluate["sample"]["diffusion_def"]]
     assert all(unet == unets[0] for unet in unets)
-    samplers = [diffusion["sampler"], inference["scheduler"], evaluate["sample"]["scheduler"]]
+    samplers = [diffusion["sampler"], inference["sampler"], evaluate["sampler"]]
     assert all(sampler == samplers[0] for sampler in samplers)
     # training adds noise by the schedule that sampling removes it by
     noise = {key: value for key, value in diffusion["scheduler"].items() if key != "_target_"}

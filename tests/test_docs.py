@@ -48,7 +48,7 @@ def test_a_documented_command_runs(line, smoke, tmp_path, monkeypatch):
         (tmp_path / "scripts").symlink_to(BUNDLE / "scripts")
     sizes = {"num_samples": 2} if "num_samples" in values else {}
     workflow = make_workflow(
-        configs[0], "smoke", run_id=run_id, **{**values, **sizes, "output_dir": str(tmp_path / "out")}
+        *configs, "smoke", run_id=run_id, **{**values, **sizes, "output_dir": str(tmp_path / "out")}
     )
     if run_id == "publish":
         workflow.parser["bundle_root"] = str(tmp_path)

@@ -1,7 +1,6 @@
 """From weights to volumes: files, table, picture, and that a volume depends on seed and index alone."""
 
 import csv
-import json
 from pathlib import Path
 
 import nibabel
@@ -73,19 +72,3 @@ def test_another_autoencoder_can_decode(smoke, generate, generated):
     assert not np.array_equal(volumes_in(generate(autoencoder_path=str(other))), volumes_in(generated))
     same = volumes_in(generate(autoencoder_path=str(smoke["autoencoder_path"])))
     assert np.array_equal(same, volumes_in(generated))
-
-
-def test_evaluation_writes_metrics_and_pictures(smoke, tmp_path):
-    run_workflow(
-        "evaluate",
-        "smoke",
-        output_dir=str(tmp_path),
-        autoencoder_path=str(smoke["autoencoder_path"]),
-        model_path=str(smoke["model_path"]),
-    )
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["settings"]["test_size"] == 4 and metrics["settings"]["num_samples"] == 4
-    assert {"ssim", "ssim_oracle", "ssim_ratio", "dice", "a_correlation", "b_rmse"} <= set(metrics["reconstruction"])
-    assert set(metrics["samples"]["parameters"]["r"]) == {"mean", "std", "law_mean", "law_std", "ks", "p_value"}
-    for name in ("reconstructions.png", "parameters.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

@@ -5,10 +5,10 @@ import torch
 from conftest import CONFIGS
 from monai.bundle import ConfigParser
 from monai.networks.nets import AutoencoderKL, DiffusionModelUNet
-from monai.networks.schedulers import DDIMScheduler, DDPMScheduler
+from monai.networks.schedulers import DDIMScheduler, DDPMScheduler, RFlowScheduler
 
 from scripts.autoencoder import VolumeAutoencoder
-from scripts.diffusion import EncodedLatentDiffusionInferer, FixedNoise
+from scripts.diffusion import EncodedLatentDiffusionInferer, VelocityPrepareBatch
 from scripts.generator import FixedBatchInferer, VolumeGenerator
 
 
@@ -118,20 +118,52 @@ def test_the_inferer_noises_scaled_latents_without_an_autoencoder(unet):
     assert torch.equal(prediction, expected)
 
 
-def test_validation_noise_and_timesteps_are_fixed_and_spread():
-    scheduler = DDPMScheduler(num_train_timesteps=1000, prediction_type="v_prediction")
-    prepare = FixedNoise(scheduler=scheduler, num_train_timesteps=1000)
+SCHEDULERS = {
+    "diffusion": DDPMScheduler(num_train_timesteps=1000, prediction_type="v_prediction"),
+    "rectified flow": RFlowScheduler(num_train_timesteps=1000),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_validation_noise_and_timesteps_are_fixed_and_spread(name):
+    prepare = VelocityPrepareBatch(scheduler=SCHEDULERS[name], num_train_timesteps=1000, fixed=True)
     batch = {"image": torch.randn(8, 4, 4, 4, 4)}
     first, second = prepare(batch), prepare(batch)
     assert torch.equal(first[1], second[1])
     assert first[3]["timesteps"].tolist() == [62, 187, 312, 437, 562, 687, 812, 937]
 
 
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_training_noise_and_timesteps_are_drawn_afresh(name):
+    prepare = VelocityPrepareBatch(scheduler=SCHEDULERS[name], num_train_timesteps=1000)
+    batch = {"image": torch.randn(500, 4, 1, 1, 1)}
+    first, second = prepare(batch), prepare(batch)
+    assert not torch.equal(first[3]["noise"], second[3]["noise"])
+    # the mean of 500 uniform timesteps has a standard error of 13
+    assert first[3]["timesteps"].float().mean().item() == pytest.approx(500, abs=65)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_the_velocity_leads_from_the_noisy_latents_back_to_the_clean_ones(name):
+    scheduler = SCHEDULERS[name]
+    images, velocity, _, more = VelocityPrepareBatch(scheduler=scheduler, num_train_timesteps=1000)(
+        {"image": torch.randn(16, 4, 4, 4, 4)}
+    )
+    noisy = scheduler.add_noise(images, more["noise"], more["timesteps"])
+    t = more["timesteps"].view(-1, 1, 1, 1, 1)
+    if name == "diffusion":
+        alpha = scheduler.alphas_cumprod[t.long()]
+        clean = alpha.sqrt() * noisy - (1 - alpha).sqrt() * velocity
+    else:
+        clean = noisy + t / 1000 * velocity
+    assert torch.allclose(clean, images, atol=1e-4)
+
+
 @pytest.mark.parametrize("steps", [5, 10, 25, 50, 1000])
 def test_each_sampling_step_ends_where_the_next_begins(steps):
     # MONAI's DDIM goes from t to t - 1000 // steps; the config's offset makes its timesteps that far apart.
     config = read_config("inference", num_inference_steps=steps)
-    scheduler: DDIMScheduler = config.get_parsed_content("scheduler")
+    scheduler: DDIMScheduler = config.get_parsed_content("sampler")
     scheduler.set_timesteps(steps)
     stride = 1000 // steps
     assert scheduler.timesteps.tolist() == list(range(999, -1, -stride))

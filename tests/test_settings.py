@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 from conftest import BUNDLE, CONFIGS, make_workflow
@@ -46,6 +48,8 @@ def mistake(config, tmp_path, **overrides) -> str:
                 ("inference", "num_samples"),
                 ("inference", "sample_batch_size"),
                 ("evaluate", "test_size"),
+                ("evaluate", "diversity_size"),
+                ("evaluate", "classifier_epochs"),
                 ("evaluate", "num_inference_steps"),
                 ("data", "benchmark_size"),
             )
@@ -78,6 +82,18 @@ def test_a_file_where_a_folder_belongs_is_named(tmp_path):
     (tmp_path / "file").touch()
     message = mistake("train_autoencoder", tmp_path, ckpt_dir=str(tmp_path / "file" / "checkpoints"))
     assert message.startswith("ckpt_dir=")
+
+
+def test_a_folder_without_such_volumes_is_named(smoke, tmp_path):
+    folder = tmp_path / "volumes"
+    assert mistake("evaluate", tmp_path, dataset_dir=str(folder)).startswith(f"dataset_dir={str(folder)!r}: no such")
+    folder.mkdir()
+    assert "holds no .nii" in mistake("evaluate", tmp_path, dataset_dir=str(folder))
+    nibabel.save(nibabel.Nifti1Image(np.zeros((64, 64, 32), np.float32), np.eye(4)), folder / "short.nii.gz")
+    message = mistake("evaluate", tmp_path, dataset_dir=str(folder))
+    assert "short.nii.gz has the shape (64, 64, 32)" in message and "(64, 64, 64)" in message
+    (folder / "a.nii.gz").write_bytes(b"nothing")
+    assert "a.nii.gz can't be read as NIfTI" in mistake("evaluate", tmp_path, dataset_dir=str(folder))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has float16")
@@ -129,6 +145,8 @@ def test_every_key_of_the_contract_stands_at_the_top_and_is_checked(name):
     assert keys <= set(top)
     steps = [step for step in config["initialize"] if isinstance(step, dict)]
     checked = {key for step in steps for key in step} | {step.get("key") for step in steps}
+    if "@folder#dataset" in config["initialize"]:
+        checked |= {"dataset_dir"}
     assert keys - {"bundle_root"} <= checked
 
 

@@ -11,7 +11,7 @@ from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import LrScheduleHandler, from_engine
 from monai.networks.nets import Classifier
-from monai.utils import CommonKeys
+from monai.utils import CommonKeys, convert_to_tensor
 from scipy import stats
 from torch.utils.data import Dataset, Subset
 
@@ -32,7 +32,7 @@ class _Labelled(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         dataset, i, label = self.items[index]
-        volume = torch.as_tensor(dataset[i][CommonKeys.IMAGE]).float()
+        volume = convert_to_tensor(dataset[i][CommonKeys.IMAGE], dtype=torch.float32, track_meta=False)
         # as in the autoencoder: normalisation would hide a volume's scale from a network that sees the values alone
         channels = torch.cat([volume, volume.abs(), (volume != 0).float()])
         return {CommonKeys.IMAGE: channels, CommonKeys.LABEL: label}

@@ -1,4 +1,4 @@
-"""How the diffusion model is trained on encoded latents: the pass through the network, and validation's fixed noise."""
+"""How the diffusion model is trained on encoded latents: the pass through the network, and its target."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from monai.engines import VPredictionPrepareBatch
 from monai.inferers import DiffusionInferer, LatentDiffusionInferer
 from monai.networks.nets import DiffusionModelUNet
-from monai.networks.schedulers import Scheduler
+from monai.networks.schedulers import RFlowScheduler, Scheduler
 
 
 class EncodedLatentDiffusionInferer(LatentDiffusionInferer):
@@ -50,17 +50,41 @@ class EncodedLatentDiffusionInferer(LatentDiffusionInferer):
             return DiffusionInferer.__call__(self, inputs, diffusion_model, noise, timesteps, condition).float()
 
 
-class FixedNoise(VPredictionPrepareBatch):
-    """MONAI's preparation of a batch for velocity prediction, with the same noise and timesteps every time.
+class VelocityPrepareBatch(VPredictionPrepareBatch):
+    """MONAI's preparation of a batch for velocity prediction, for diffusion and for rectified flow.
 
-    Validation losses of two epochs then differ by the network alone. The timesteps are spread evenly over the batch.
+    The velocity of a diffusion is its scheduler's (Salimans and Ho 2022, "Progressive Distillation for Fast Sampling of
+    Diffusion Models", appendix D); that of a rectified flow, from noise to data along straight lines, is data less
+    noise (Liu et al. 2023, "Flow Straight and Fast", equation 1).
+
+    Args:
+        scheduler: adds the noise, a diffusion's scheduler of MONAI's or its ``RFlowScheduler``.
+        num_train_timesteps: as the scheduler's.
+        fixed: whether noise and timesteps are the same every time, the timesteps spread evenly over the batch. The
+            validation losses of two epochs then differ by the network alone.
     """
+
+    def __init__(self, scheduler: Scheduler | RFlowScheduler, num_train_timesteps: int, fixed: bool = False) -> None:
+        super().__init__(scheduler=scheduler, num_train_timesteps=num_train_timesteps)
+        self.fixed = fixed
 
     def get_noise(self, images: torch.Tensor) -> torch.Tensor:
         """Return the noise for a batch of latents (B, C, d, h, w), of their shape."""
+        if not self.fixed:
+            return super().get_noise(images)
         return torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
 
     def get_timesteps(self, images: torch.Tensor) -> torch.Tensor:
         """Return the timesteps for a batch of latents, shape (B,)."""
-        fractions = (torch.arange(len(images)) + 0.5) / len(images)
-        return (fractions * self.num_train_timesteps).long()
+        if self.fixed:
+            fractions = (torch.arange(len(images)) + 0.5) / len(images)
+            return (fractions * self.num_train_timesteps).long()
+        if isinstance(self.scheduler, RFlowScheduler):
+            return self.scheduler.sample_timesteps(images)
+        return super().get_timesteps(images)
+
+    def get_target(self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """Return the velocity, of the shape of ``images``."""
+        if isinstance(self.scheduler, RFlowScheduler):
+            return images - noise
+        return super().get_target(images, noise, timesteps)

@@ -1,0 +1,193 @@
+"""The instrument: real spheres pass every line at the stated error rates, each wrong generator fails the right one."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import run_workflow
+from monai.transforms import GaussianSmooth, SaveImage
+
+from scripts.classifier import classify_two_samples
+from scripts.fidelity import KS, RANK_CORRELATION, format_table, score_diversity, score_parameters, standardise
+from scripts.measurement import SphereMetric
+from scripts.spheres import SphereDataset, SphereLaw
+
+LAW = SphereLaw()
+
+
+class Ellipsoids(SphereDataset):
+    """Spheres stretched along z by a tenth, of the same volume."""
+
+    def __getitem__(self, index):
+        rng = np.random.default_rng([self.seed, index])
+        sphere = self.law.draw_parameters(rng)
+        axes = sphere["r"] * np.array([1, 1, 1.1]) / 1.1 ** (1 / 3)
+        offsets = [(np.arange(64) + 0.5 - c) / axis for c, axis in zip(sphere["c"], axes, strict=True)]
+        x, y, z = np.meshgrid(*offsets, indexing="ij")
+        values = rng.normal(sphere["a"], sphere["b"], (64, 64, 64))
+        return {"image": torch.from_numpy(np.where(x**2 + y**2 + z**2 <= 1, values, 0.0)).float()[None]}
+
+
+def shift_two_voxels(item):
+    image = torch.zeros_like(item["image"])
+    image[:, 2:] = item["image"][:, :-2]
+    return {"image": image}
+
+
+def smooth_texture(item):
+    return {"image": GaussianSmooth(sigma=0.5)(item["image"]) * (item["image"] != 0)}
+
+
+WRONG = {
+    "radius law too narrow": ("ks_r", lambda: SphereDataset(1000, SphereLaw(r_min=18, r_max=30))),
+    "a fixed at 0": ("ks_a", lambda: SphereDataset(1000, SphereLaw(a_min=0, a_max=0))),
+    "b a tenth too small": ("ks_b", lambda: SphereDataset(1000, SphereLaw(b_min=0.45, b_max=1.35))),
+    "centre two voxels off": ("ks_cx", lambda: SphereDataset(1000, LAW, transform=shift_two_voxels)),
+    "smoothed texture": ("autocorrelation_x", lambda: SphereDataset(1000, LAW, transform=smooth_texture)),
+    "ellipsoids of axes 1 to 1.1": ("valid", lambda: Ellipsoids(1000, LAW)),
+}
+
+
+def measure(dataset):
+    metric = SphereMetric()
+    for start in range(0, len(dataset), 10):
+        metric(torch.stack([dataset[i]["image"] for i in range(start, min(start + 10, len(dataset)))]))
+    return metric.aggregate()
+
+
+def failed(lines):
+    return {name for name, line in lines.items() if not line.get("ok", True)}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_generator_fails_the_right_line(name):
+    line, make = WRONG[name]
+    lines = score_parameters(measure(make()), LAW)
+    assert line in failed(lines)
+    # and what is right about it passes: the other marginals, within their error rate
+    untouched = {"ks_r", "ks_a", "ks_b", "ks_cy"} - {line}
+    if name != "smoothed texture":  # which lowers b too
+        assert not failed(lines) & untouched
+        assert not failed(lines) & {"kurtosis", "autocorrelation_y", "background"}
+
+
+def test_real_spheres_pass_every_line():
+    lines = score_parameters(measure(SphereDataset(300, LAW, seed=11, stream="baseline")), LAW)
+    assert failed(lines) == set()
+    assert lines["valid"]["value"] == 1.0
+
+
+def test_the_limits_hold_at_the_stated_error_rates():
+    # True parameters of real spheres, 2,000 times 1,000 of them: six statistics at the rate 0.002 each, and the
+    # largest of 15 correlations at most 15 times that.
+    rng = np.random.default_rng(0)
+    counts = {"ks": 0, "rank_correlation": 0}
+    repeats, n = 400, 1000
+    for _ in range(repeats):
+        r = rng.uniform(16, 32, n)
+        centre = {name: r + rng.uniform(0, 1, n) * (64 - 2 * r) for name in ("cx", "cy", "cz")}
+        measured = {"r": r, **centre, "a": rng.uniform(-0.5, 0.5, n), "b": rng.uniform(0.5, 1.5, n)}
+        ones = dict.fromkeys(("dice", "components", "voxels"), np.ones(n))
+        texture = ("kurtosis", "normal_ks", "rim_mean", "rim_std", "background")
+        zeros = dict.fromkeys((*texture, *(f"autocorrelation_{axis}" for axis in "xyz")), np.zeros(n))
+        beyond = failed(score_parameters({**measured, **ones, **zeros}, LAW))
+        counts["ks"] += sum(name.startswith("ks_") for name in beyond)
+        counts["rank_correlation"] += "rank_correlation" in beyond
+    # expected 4.8 and at most 12; beyond these bounds with probability 1e-3
+    assert counts["ks"] <= 13
+    assert counts["rank_correlation"] <= 24
+
+
+def test_limits_widen_for_few_volumes_and_never_narrow():
+    few = score_parameters(measure(SphereDataset(20, LAW)), LAW)
+    assert few["ks_r"]["limit"] > KS and few["rank_correlation"]["limit"] > RANK_CORRELATION
+    many = {name: np.tile(values, 200) for name, values in measure(SphereDataset(20, LAW)).items()}
+    assert score_parameters(many, LAW)["ks_r"]["limit"] == KS
+
+
+def test_reasons_are_counted_and_a_set_without_spheres_is_scored():
+    volumes = torch.zeros(3, 1, 64, 64, 64)
+    volumes[2] = 1.0
+    metric = SphereMetric()
+    metric(volumes)
+    lines = score_parameters(metric.aggregate(), LAW)
+    assert lines["valid"]["reasons"] == {"empty": 2, "no background": 1}
+    assert failed(lines) >= {"valid"}
+
+
+def test_parameters_are_scaled_to_the_unit_interval():
+    measured = {"r": np.array([24.0]), "cx": np.array([24.0]), "cy": np.array([32.0]), "cz": np.array([40.0])}
+    uniform = standardise({**measured, "a": np.array([0.25]), "b": np.array([0.5])}, LAW)
+    assert {name: values.item() for name, values in uniform.items()} == pytest.approx(
+        {"r": 0.5, "cx": 0.0, "cy": 0.5, "cz": 1.0, "a": 0.75, "b": 0.0}
+    )
+
+
+def test_diversity_tells_a_collapsed_generator():
+    real, reference = (SphereDataset(12, LAW, stream=stream) for stream in ("baseline", "reference"))
+    collapsed = [{"image": real[0]["image"]}] * 12
+    lines = score_diversity(real, reference, data_range=10.0)
+    wrong = score_diversity(collapsed, reference, data_range=10.0)
+    assert wrong["ms_ssim"]["value"] == pytest.approx(1.0, abs=1e-4)
+    assert lines["ms_ssim"]["value"] < 0.8
+    assert wrong["mmd"]["value"] > 5 * abs(lines["mmd"]["value"])
+
+
+def test_the_classifier_tells_sets_apart_only_where_they_differ():
+    real, same = SphereDataset(60, LAW, stream="baseline"), SphereDataset(60, LAW, stream="reference")
+    other = SphereDataset(60, LAW, stream="test", transform=smooth_texture)
+    before = torch.random.get_rng_state()
+    # 60 tosses of a fair coin: 0.25 to 0.75 but for a probability of 1e-4
+    alike = classify_two_samples(real, same, epochs=10)["classifier"]
+    assert 0.25 < alike["value"] < 0.75 and alike["low"] < 0.5 < alike["high"] and alike["ok"]
+    apart = classify_two_samples(other, same, epochs=10)["classifier"]
+    assert apart["value"] > 0.9 and not apart["ok"] and apart["count"] == 60
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert classify_two_samples([real[0]], same) == {}
+
+
+def test_the_table_shows_volumes_beside_real_ones():
+    lines = {"ks_r": {"value": 0.1, "limit": 0.06, "least": False, "ok": False}, "mmd": {"value": 2.0}}
+    rows = format_table(lines, {"ks_r": {"value": 0.03}}).splitlines()
+    assert rows[1].split() == ["KS", "of", "r", "0.1000", "0.0300", "<=", "0.0600", "FAILS"]
+    assert rows[2].split()[-1] == "2.0000"
+
+
+def test_evaluation_of_weights_writes_json_and_figure(smoke, tmp_path):
+    paths = {name: str(smoke[name]) for name in ("autoencoder_path", "model_path")}
+    run_workflow("evaluate", "smoke", output_dir=str(tmp_path), **paths)
+    result = json.loads((tmp_path / "fidelity.json").read_text())
+    assert result["settings"]["num_samples"] == 4
+    assert set(result["reconstruction"]) >= {"ssim", "ssim_oracle", "mse_ratio", "dice", "a_rmse", "b_rmse"}
+    assert set(result["real"]) >= {"valid", "ks_r", "rank_correlation", "kurtosis", "mmd", "ms_ssim", "classifier"}
+    assert result["failed"] == [name for name, line in result["volumes"].items() if not line.get("ok", True)]
+    for name in ("fidelity.png", "reconstructions.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("volumes")
+    save = SaveImage(output_dir=path, output_postfix="", output_ext=".nii.gz", separate_folder=False, print_log=False)
+    dataset = SphereDataset(6, LAW, seed=3, stream="test")
+    for i in range(6):
+        save(dataset[i]["image"], meta_data={"filename_or_obj": f"volume_{i}.nii.gz"})
+    return path
+
+
+def test_a_folder_of_volumes_is_scored_without_any_weights(folder, tmp_path):
+    run_workflow(
+        "evaluate",
+        "smoke",
+        output_dir=str(tmp_path),
+        dataset_dir=str(folder),
+        autoencoder_path="nowhere.pt",
+        model_path="nowhere.pt",
+    )
+    result = json.loads((tmp_path / "fidelity.json").read_text())
+    assert result["settings"]["num_samples"] == 6
+    assert result["reconstruction"] == {}
+    direct = score_parameters(measure(SphereDataset(6, LAW, seed=3, stream="test")), LAW)
+    assert result["volumes"]["valid"]["value"] == 1.0
+    assert result["volumes"]["ks_b"]["value"] == pytest.approx(direct["ks_b"]["value"], abs=1e-4)
