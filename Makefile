@@ -37,13 +37,14 @@ publish: setup  ## put the trained weights of `make train` into bundle/models, o
 	cd bundle && $(BUNDLE) publish --config_file configs/evaluate.json \
 		--autoencoder_path runs/autoencoder/model_autoencoder.pt --model_path runs/diffusion/model.pt
 
-figures: setup  ## draw the pictures of the documents anew, from the released weights
+figures: setup  ## from the released weights, the pictures of the documents and models/fidelity.json
 	cd bundle && $(BUNDLE) preview --config_file configs/data.json --output_dir runs/figures
 	mkdir -p bundle/docs/figures && cp bundle/runs/figures/preview.png bundle/docs/figures/spheres.png
 	cd bundle && $(BUNDLE) --config_file configs/inference.json --output_dir runs/figures
 	cp bundle/runs/figures/preview.png bundle/docs/figures/generated.png
 	cd bundle && $(BUNDLE) --config_file configs/evaluate.json --output_dir runs/figures
-	cp bundle/runs/figures/reconstructions.png bundle/runs/figures/parameters.png bundle/docs/figures
+	cp bundle/runs/figures/reconstructions.png bundle/runs/figures/fidelity.png bundle/docs/figures
+	cp bundle/runs/figures/fidelity.json bundle/models
 
 smoke: setup  ## train both stages, generate and evaluate, in a minute or two: the whole path of code
 	cd bundle && $(BUNDLE) --config_file "['configs/train_autoencoder.json','$(SMOKE)']" --output_dir runs/smoke/autoencoder

@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow, create_workflow
+from monai.transforms import SaveImage
+
+from scripts.spheres import SphereDataset, SphereLaw
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
 CONFIGS = BUNDLE / "configs"
@@ -52,3 +55,14 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         autoencoder_path=str(paths["autoencoder_path"]),
     )
     return paths
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six real spheres, of seed 3 and the stream "test", as NIfTI files."""
+    path = tmp_path_factory.mktemp("volumes")
+    save = SaveImage(output_dir=path, output_postfix="", output_ext=".nii.gz", separate_folder=False, print_log=False)
+    dataset = SphereDataset(6, SphereLaw(), seed=3, stream="test")
+    for i in range(6):
+        save(dataset[i]["image"], meta_data={"filename_or_obj": f"volume_{i}.nii.gz"})
+    return path

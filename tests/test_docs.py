@@ -28,7 +28,7 @@ def test_the_contract_s_commands_are_documented():
 
 
 @pytest.mark.parametrize("line", RUNS)
-def test_a_documented_command_runs(line, smoke, tmp_path, monkeypatch):
+def test_a_documented_command_runs(line, smoke, folder, tmp_path, monkeypatch):
     """Each ``python -m monai.bundle run`` line, with smoke sizes, the smoke weights and another output folder."""
     arguments = shlex.split(line)[4:]
     run_id = "run" if arguments[0].startswith("--") else arguments.pop(0)
@@ -39,6 +39,8 @@ def test_a_documented_command_runs(line, smoke, tmp_path, monkeypatch):
     for key in ("autoencoder_path", "model_path"):
         if key in values or (configs[0] in ("train_diffusion", "evaluate", "inference") and key == "model_path"):
             values[key] = str(smoke[key])
+    if "dataset_dir" in values:
+        values["dataset_dir"] = str(folder)
     if configs[0] in ("train_diffusion", "evaluate"):
         values["autoencoder_path"] = str(smoke["autoencoder_path"])
     if configs[0] == "train_diffusion":

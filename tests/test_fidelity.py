@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_workflow
-from monai.transforms import GaussianSmooth, SaveImage
+from monai.transforms import GaussianSmooth
 
 from scripts.classifier import classify_two_samples
 from scripts.fidelity import KS, RANK_CORRELATION, format_table, score_diversity, score_parameters, standardise
@@ -164,16 +164,6 @@ def test_evaluation_of_weights_writes_json_and_figure(smoke, tmp_path):
     assert result["failed"] == [name for name, line in result["volumes"].items() if not line.get("ok", True)]
     for name in ("fidelity.png", "reconstructions.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("volumes")
-    save = SaveImage(output_dir=path, output_postfix="", output_ext=".nii.gz", separate_folder=False, print_log=False)
-    dataset = SphereDataset(6, LAW, seed=3, stream="test")
-    for i in range(6):
-        save(dataset[i]["image"], meta_data={"filename_or_obj": f"volume_{i}.nii.gz"})
-    return path
 
 
 def test_a_folder_of_volumes_is_scored_without_any_weights(folder, tmp_path):

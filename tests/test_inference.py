@@ -45,7 +45,7 @@ def test_the_table_holds_what_is_measured_in_the_files(generated):
     assert [row["file"] for row in rows] == [f"sphere_{i:05d}.nii.gz" for i in range(4)]
     measured = measure_spheres(torch.from_numpy(volumes_in(generated))[:, None])
     for name, values in measured.items():
-        np.testing.assert_allclose([float(row[name]) for row in rows], values, rtol=1e-6)
+        np.testing.assert_allclose([float(row[name]) for row in rows], values, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_there_is_a_preview(generated):

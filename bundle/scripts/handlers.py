@@ -208,7 +208,8 @@ class SampleWriter:
         for k, (index, volume) in enumerate(zip(engine.state.batch["index"].tolist(), volumes, strict=True)):
             name = f"sphere_{index:05d}.nii.gz"
             self.save(volume, meta_data={"filename_or_obj": name, "affine": torch.eye(4), "space": "RAS"})
-            self.rows.append({"file": name, **{key: values[k].item() for key, values in measured.items()}})
+            # six digits are more than a measurement of a volume is worth
+            self.rows.append({"file": name, **{key: float(f"{values[k]:.6g}") for key, values in measured.items()}})
         self.preview.extend(volumes[: self.preview_size - len(self.preview)])
 
     def finish(self, engine: Workflow) -> None:
