@@ -143,6 +143,18 @@ def test_training_noise_and_timesteps_are_drawn_afresh(name):
     assert first[3]["timesteps"].float().mean().item() == pytest.approx(500, abs=65)
 
 
+def test_the_focus_gets_its_share_of_the_timesteps_and_the_others_stay_uniform():
+    prepare = VelocityPrepareBatch(SCHEDULERS["diffusion"], num_train_timesteps=1000, focus=(50, 549), focus_share=0.6)
+    torch.manual_seed(0)
+    timesteps = prepare({"image": torch.zeros(10000, 1, 1, 1, 1)})[3]["timesteps"]
+    inside = (timesteps >= 50) & (timesteps <= 549)
+    # 0.6 + 0.4 / 2, with a standard error of 0.004; below and above as long as they are wide
+    assert inside.float().mean().item() == pytest.approx(0.8, abs=0.016)
+    assert (timesteps < 50).float().mean().item() == pytest.approx(0.02, abs=0.006)
+    assert timesteps[inside].float().mean().item() == pytest.approx(299.5, abs=7)
+    assert timesteps.min() >= 0 and timesteps.max() <= 999
+
+
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_the_velocity_leads_from_the_noisy_latents_back_to_the_clean_ones(name):
     scheduler = SCHEDULERS[name]

@@ -23,6 +23,16 @@ def test_what_is_saved_is_loaded(network, tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["model.pt"]
 
 
+def test_half_precision_rounds_the_parameters_and_keeps_the_buffers(tmp_path):
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    network[1].running_mean.fill_(1 / 3)
+    save_weights(network, tmp_path / "model.pt", dtype=torch.float16)
+    other = load_weights(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), tmp_path / "model.pt", "model_path")
+    assert other[0].weight.dtype == torch.float32
+    assert torch.equal(other[0].weight, network[0].weight.half().float())
+    assert torch.equal(other[1].running_mean, network[1].running_mean)
+
+
 def test_a_missing_file_is_named(network, tmp_path):
     with pytest.raises(SettingError, match=r"^model_path='.*none\.pt': no such file"):
         load_weights(network, tmp_path / "none.pt", "model_path")

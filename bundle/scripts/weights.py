@@ -15,19 +15,21 @@ from .checks import SettingError
 logger = logging.getLogger(__name__)
 
 
-def save_weights(network: nn.Module, path: str | os.PathLike) -> None:
+def save_weights(network: nn.Module, path: str | os.PathLike, dtype: torch.dtype = torch.float32) -> None:
     """Write a network's state dict; an interruption leaves the earlier file as it was.
 
     Args:
         network: what to save.
         path: the file to write; its folder is made.
+        dtype: type that the parameters are rounded to in the file; buffers stay as they are.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
         temporary = Path(file.name)
         try:
-            torch.save(network.state_dict(), file)
+            rounded = {name: parameter.detach().to(dtype) for name, parameter in network.named_parameters()}
+            torch.save(network.state_dict() | rounded, file)
         except BaseException:
             temporary.unlink()
             raise
