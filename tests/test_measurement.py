@@ -57,7 +57,7 @@ def test_a_thousand_real_spheres_are_recovered():
         (fill(ball(24) & (X < 32)), "no ball"),
         (fill(((X - 32).abs() < 16) & ((Y - 32).abs() < 16) & ((Z - 32).abs() < 16)), "no ball"),
         (fill(ball(24) & ~ball(20)), "no ball"),
-        (fill(ball(13)), "radius 1"),
+        (fill(ball(13)), "radius outside"),
         (fill(ball(20, cx=17)), "not wholly inside the grid along x"),
     ],
     ids=["empty", "noise", "two balls", "half a ball", "cube", "shell", "too small", "cut off"],

@@ -240,7 +240,7 @@ def _explain(row: Mapping[str, float], law: SphereLaw, dice_min: float) -> str:
         return f"no ball: Dice {row['dice']:.3f} with the fitted one, below {dice_min}"
     slack = 0.5
     if not law.r_min - slack <= row["r"] <= law.r_max + slack:
-        return f"radius {row['r']:.2f} outside [{law.r_min:g}, {law.r_max:g}]"
+        return f"radius outside [{law.r_min:g}, {law.r_max:g}]: {row['r']:.2f}"
     for axis in "xyz":
         if not row["r"] - slack <= row[f"c{axis}"] <= law.size - row["r"] + slack:
             return f"not wholly inside the grid along {axis}: centre {row[f'c{axis}']:.2f}, radius {row['r']:.2f}"
