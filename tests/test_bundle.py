@@ -161,8 +161,10 @@ def test_shared_definitions_agree_across_configs():
     samplers = [diffusion["sampler"], inference["sampler"], evaluate["sampler"]]
     assert all(sampler == samplers[0] for sampler in samplers)
     # training adds noise by the schedule that sampling removes it by
-    noise = {key: value for key, value in diffusion["scheduler"].items() if key != "_target_"}
-    assert noise.items() <= samplers[0].items()
+    assert samplers[0].items() <= diffusion["scheduler"].items()
+    overlay, every_step = load("diffusion"), load("ddpm")["sampler"]
+    noise = {key: value for key, value in overlay["scheduler"].items() if key != "_target_"}
+    assert noise.items() <= overlay["sampler"].items() and noise.items() <= every_step.items()
     laws = [config["law"] for config in (autoencoder, diffusion, evaluate, data)]
     assert all(law == laws[0] for law in laws)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from monai.engines import VPredictionPrepareBatch
 from monai.inferers import DiffusionInferer, LatentDiffusionInferer
@@ -18,9 +16,9 @@ class EncodedLatentDiffusionInferer(LatentDiffusionInferer):
 
     Args:
         scheduler: adds noise to the latents.
-        dtype: type of the diffusion model's activations on CUDA. On a CPU it stays in float32: the network is small
-            there, and the bf16 backward of 3D convolutions on volumes of 2^3 returns non-finite gradients now and
-            then (PyTorch 2.13).
+        dtype: type of the diffusion model's activations: ``torch.float32``, or a shorter one for autocast. Mind
+            networks with convolutions on volumes of 2^3: on some CPUs their bf16 backward returns non-finite gradients
+            now and then (PyTorch 2.13), and the training skips these steps.
     """
 
     def __init__(self, scheduler: Scheduler, dtype: torch.dtype = torch.float32) -> None:
@@ -47,8 +45,7 @@ class EncodedLatentDiffusionInferer(LatentDiffusionInferer):
         Returns:
             The prediction, of the shape of ``inputs``, float32.
         """
-        enabled = inputs.device.type == "cuda" and self.dtype != torch.float32
-        with torch.autocast(inputs.device.type, dtype=self.dtype if enabled else torch.bfloat16, enabled=enabled):
+        with torch.autocast(inputs.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             return DiffusionInferer.__call__(self, inputs, diffusion_model, noise, timesteps, condition).float()
 
 
@@ -64,23 +61,11 @@ class VelocityPrepareBatch(VPredictionPrepareBatch):
         num_train_timesteps: as the scheduler's.
         fixed: whether noise and timesteps are the same every time, the timesteps spread evenly over the batch. The
             validation losses of two epochs then differ by the network alone.
-        focus: the first and last timestep of a range that is drawn more often than the others, for a diffusion. At a
-            timestep where what a sample will be is not decided, much practice is wasted.
-        focus_share: share of the timesteps that are drawn from ``focus`` alone; the others are uniform over them all.
     """
 
-    def __init__(
-        self,
-        scheduler: Scheduler | RFlowScheduler,
-        num_train_timesteps: int,
-        fixed: bool = False,
-        focus: Sequence[int] = (0, 0),
-        focus_share: float = 0.0,
-    ) -> None:
+    def __init__(self, scheduler: Scheduler | RFlowScheduler, num_train_timesteps: int, fixed: bool = False) -> None:
         super().__init__(scheduler=scheduler, num_train_timesteps=num_train_timesteps)
         self.fixed = fixed
-        self.focus = focus
-        self.focus_share = focus_share
 
     def get_noise(self, images: torch.Tensor) -> torch.Tensor:
         """Return the noise for a batch of latents (B, C, d, h, w), of their shape."""
@@ -95,9 +80,7 @@ class VelocityPrepareBatch(VPredictionPrepareBatch):
             return (fractions * self.num_train_timesteps).long()
         if isinstance(self.scheduler, RFlowScheduler):
             return self.scheduler.sample_timesteps(images)
-        timesteps = super().get_timesteps(images)
-        focused = torch.randint(self.focus[0], self.focus[1] + 1, timesteps.shape, device=timesteps.device)
-        return torch.where(torch.rand(timesteps.shape, device=timesteps.device) < self.focus_share, focused, timesteps)
+        return super().get_timesteps(images)
 
     def get_target(self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """Return the velocity, of the shape of ``images``."""

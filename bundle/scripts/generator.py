@@ -20,7 +20,7 @@ class VolumeGenerator(nn.Module):
     Args:
         diffusion_model: the noise predictor, MONAI's ``DiffusionModelUNet``.
         autoencoder: decodes the latents.
-        scheduler: the sampler, MONAI's ``DDIMScheduler`` or ``DDPMScheduler``.
+        scheduler: the sampler, MONAI's ``RFlowScheduler``, ``DDIMScheduler`` or ``DDPMScheduler``.
         num_inference_steps: steps of the sampler.
         scale_factor: what the latents were multiplied with in training; loaded weights bring their own.
     """
