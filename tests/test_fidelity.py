@@ -148,10 +148,15 @@ def test_the_classifier_tells_sets_apart_only_where_they_differ():
 
 
 def test_the_table_shows_volumes_beside_real_ones():
-    lines = {"ks_r": {"value": 0.1, "limit": 0.06, "least": False, "ok": False}, "mmd": {"value": 2.0}}
+    lines = {
+        "ks_r": {"value": 0.1, "limit": 0.06, "least": False, "ok": False, "p_value": 0.004},
+        "mmd": {"value": 2.0},
+        "classifier": {"value": 0.55, "limit": 0.65, "least": False, "ok": True, "low": 0.51, "high": 0.59},
+    }
     rows = format_table(lines, {"ks_r": {"value": 0.03}}).splitlines()
-    assert rows[1].split() == ["KS", "of", "r", "0.1000", "0.0300", "<=", "0.0600", "FAILS"]
+    assert rows[1].split() == ["KS", "of", "r", "0.1000", "0.0300", "<=", "0.0600", "FAILS", "p", "=", "0.004"]
     assert rows[2].split()[-1] == "2.0000"
+    assert rows[3].endswith("ok     95% interval 0.510 to 0.590")
 
 
 def test_evaluation_of_weights_writes_json_and_figure(smoke, tmp_path):

@@ -186,6 +186,19 @@ LABELS = {
 }
 
 
+def _describe_line(line: Mapping[str, Any]) -> str:
+    """Put what is known beside a line's value into words."""
+    if "p_value" in line:
+        return f"p = {line['p_value']:.3f}"
+    if "pair" in line:
+        return " with ".join(line["pair"])
+    if "standard_error" in line:
+        return f"standard error {line['standard_error']:.4f}"
+    if "low" in line:
+        return f"95% interval {line['low']:.3f} to {line['high']:.3f}"
+    return ""
+
+
 def format_table(scored: Mapping[str, Mapping[str, Any]], real: Mapping[str, Mapping[str, Any]]) -> str:
     """Lay out lines beside those of real spheres, one statistic a row."""
     rows = [f"{'':<36} {'volumes':>9} {'real':>9} {'limit':>9}"]
@@ -196,7 +209,8 @@ def format_table(scored: Mapping[str, Mapping[str, Any]], real: Mapping[str, Map
         floor = f"{real[name]['value']:>9.4f}" if name in real else f"{'':>9}"
         limit = f"{'>=' if line['least'] else '<='} {line['limit']:.4f}" if "limit" in line else ""
         verdict = "" if "ok" not in line else "ok" if line["ok"] else "FAILS"
-        rows.append(f"{label:<36} {line['value']:>9.4f} {floor} {limit:>9}  {verdict}")
+        row = f"{label:<36} {line['value']:>9.4f} {floor} {limit:>9}  {verdict:<5}  {_describe_line(line)}"
+        rows.append(row.rstrip())
     return "\n".join(rows)
 
 
