@@ -8,7 +8,10 @@ import pytest
 from conftest import BUNDLE, make_workflow
 
 ROOT = BUNDLE.parent
-DOCUMENTS = {name: (ROOT / name).read_text() for name in ("README.md", "README.zh-CN.md", "bundle/docs/README.md")}
+DOCUMENTS = {
+    name: (ROOT / name).read_text()
+    for name in ("README.md", "README.zh-CN.md", "bundle/docs/README.md", "bundle/docs/experiments.md")
+}
 
 
 def commands(document: str) -> list[str]:
@@ -49,6 +52,8 @@ def test_a_documented_command_runs(line, smoke, folder, tmp_path, monkeypatch):
         (tmp_path / "models").mkdir()
         (tmp_path / "scripts").symlink_to(BUNDLE / "scripts")
     sizes = {"num_samples": 2} if "num_samples" in values else {}
+    if "ddpm" in configs:  # which takes every step
+        sizes |= {"num_inference_steps": 20, "num_train_timesteps": 20}
     workflow = make_workflow(
         *configs, "smoke", run_id=run_id, **{**values, **sizes, "output_dir": str(tmp_path / "out")}
     )

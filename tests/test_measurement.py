@@ -53,6 +53,7 @@ def test_a_thousand_real_spheres_are_recovered():
     [
         (torch.zeros(1, 64, 64, 64), "empty"),
         (torch.randn(1, 64, 64, 64), "no background"),
+        (fill(ball(24)).index_fill(3, torch.tensor(32), torch.inf), "not finite"),
         (fill(ball(8, cx=14) | ball(8, cx=48)), "2 separate parts"),
         (fill(ball(24) & (X < 32)), "no ball"),
         (fill(((X - 32).abs() < 16) & ((Y - 32).abs() < 16) & ((Z - 32).abs() < 16)), "no ball"),
@@ -60,7 +61,7 @@ def test_a_thousand_real_spheres_are_recovered():
         (fill(ball(13)), "radius outside"),
         (fill(ball(20, cx=17)), "not wholly inside the grid along x"),
     ],
-    ids=["empty", "noise", "two balls", "half a ball", "cube", "shell", "too small", "cut off"],
+    ids=["empty", "noise", "infinite", "two balls", "half a ball", "cube", "shell", "too small", "cut off"],
 )
 def test_what_is_no_sphere_is_told_with_its_reason(volume, reason):
     assert explain(volume)[0].startswith(reason)

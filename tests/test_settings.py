@@ -12,6 +12,7 @@ import torch
 from conftest import BUNDLE, CONFIGS, make_workflow
 
 from scripts.checks import SettingError, check_settings
+from scripts.volumes import FolderDataset
 
 ALL = ("train_autoencoder", "train_diffusion", "inference", "evaluate", "data")
 
@@ -92,6 +93,12 @@ def test_a_folder_without_such_volumes_is_named(smoke, tmp_path):
     nibabel.save(nibabel.Nifti1Image(np.zeros((64, 64, 32), np.float32), np.eye(4)), folder / "short.nii.gz")
     message = mistake("evaluate", tmp_path, dataset_dir=str(folder))
     assert "short.nii.gz has the shape (64, 64, 32)" in message and "(64, 64, 64)" in message
+    whole = folder / "whole.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.random.default_rng(0).normal(size=(64, 64, 64)), np.eye(4)), whole)
+    (folder / "short.nii.gz").write_bytes(whole.read_bytes()[:100_000])
+    whole.unlink()
+    with pytest.raises(SettingError, match=r"short\.nii\.gz can't be read as NIfTI"):
+        FolderDataset(folder, 64)[0]
     (folder / "a.nii.gz").write_bytes(b"nothing")
     assert "a.nii.gz can't be read as NIfTI" in mistake("evaluate", tmp_path, dataset_dir=str(folder))
 

@@ -75,7 +75,7 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "resume": (lambda value: isinstance(value, bool), "true or false"),
     "output_dir": _WRITABLE,
     "ckpt_dir": _WRITABLE,
-    "dataset_dir": (lambda value: value == "", "empty: this version trains and evaluates on synthetic spheres alone"),
+    "dataset_dir": (lambda value: value == "", "empty here: evaluate.json alone takes a folder of volumes"),
 }
 
 # Keys whose value may not exceed another's, where both are given.

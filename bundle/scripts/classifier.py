@@ -32,7 +32,7 @@ class _Labelled(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         dataset, i, label = self.items[index]
-        volume = convert_to_tensor(dataset[i][CommonKeys.IMAGE], dtype=torch.float32, track_meta=False)
+        volume = convert_to_tensor(dataset[i][CommonKeys.IMAGE], dtype=torch.float32, track_meta=False).nan_to_num()
         # as in the autoencoder: normalisation would hide a volume's scale from a network that sees the values alone
         channels = torch.cat([volume, volume.abs(), (volume != 0).float()])
         return {CommonKeys.IMAGE: channels, CommonKeys.LABEL: label}

@@ -32,6 +32,7 @@ ERROR_RATE = 0.002
 # of voxels each; a perfect generator's are far below these from a few volumes on.
 VALID_SHARE = 0.99
 KS, RANK_CORRELATION = 0.06, 0.1
+RIM_FADE = 0.05
 TEXTURE = {
     "kurtosis": 0.05,
     "autocorrelation_x": 0.01,
@@ -52,7 +53,8 @@ def standardise(measured: Mapping[str, np.ndarray], law: SphereLaw) -> dict[str,
         law: the true distribution.
 
     Returns:
-        Arrays of shape (N,) under the same names; a coordinate of the centre becomes (c - r) / (size - 2 r).
+        Arrays of shape (N,) under the same names; a coordinate of the centre becomes (c - r) / (size - 2 r). NaN for
+        what is not known, or fixed by the law.
     """
     result = {}
     for name in PARAMETERS:
@@ -60,7 +62,8 @@ def standardise(measured: Mapping[str, np.ndarray], law: SphereLaw) -> dict[str,
             low, high = measured["r"], law.size - measured["r"]
         else:
             low, high = getattr(law, f"{name}_min"), getattr(law, f"{name}_max")
-        result[name] = (measured[name] - low) / (high - low)
+        width = np.where(high == low, np.nan, high - low)
+        result[name] = (measured[name] - low) / width
     return result
 
 
@@ -85,47 +88,73 @@ def score_parameters(measured: Mapping[str, np.ndarray], law: SphereLaw) -> dict
 
         - ``valid``: share of valid spheres (see ``explain_invalid``), with the ``reasons`` of the others counted;
         - ``ks_r``, ``ks_cx``, ...: Kolmogorov-Smirnov statistic of each parameter, scaled as ``standardise`` does,
-          with its ``p_value``;
+          with its ``p_value`` and the ``count`` of volumes it rests on;
         - ``rank_correlation``: the largest of Spearman's correlations between two such parameters, with its ``pair``;
-        - one for each entry of ``TEXTURE``: the mean over the volumes, with its ``standard_error``.
+        - one for each entry of ``TEXTURE``: the mean over the volumes, with its ``standard_error``;
+        - ``rim_fade``: how much of ``a`` the rim gains or lacks, the slope of its shift on ``a``, with its
+          ``standard_error``.
+
+        A line that can't be had from so few volumes, or of a parameter that the law fixes, is left out.
     """
     reasons = explain_invalid(measured, law)
-    lines = {
-        "valid": make_line(
-            reasons.count("") / len(reasons),
-            VALID_SHARE,
-            least=True,
-            reasons=dict(Counter(reason.partition(":")[0] for reason in reasons if reason)),
-        ),
+    valid = make_line(
+        reasons.count("") / len(reasons),
+        VALID_SHARE,
+        least=True,
+        reasons=dict(Counter(reason.partition(":")[0] for reason in reasons if reason)),
+    )
+    uniform = {name: values for name, values in standardise(measured, law).items() if np.isfinite(values).any()}
+    return {
+        "valid": valid,
         "dice_median": make_line(np.median(measured["dice"])),
+        **_score_marginals(uniform),
+        **_score_independence(uniform),
+        **_score_texture(measured),
     }
-    uniform = standardise(measured, law)
-    filled = np.isfinite(np.stack(list(uniform.values()))).all(axis=0)
-    n = int(filled.sum())
-    if n < 2:
-        return lines
 
-    uniform = {name: values[filled] for name, values in uniform.items()}
-    ks_limit = max(KS, float(stats.kstwo.isf(ERROR_RATE, n)))
+
+def _score_marginals(uniform: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    lines = {}
     for name, values in uniform.items():
+        values = values[np.isfinite(values)]
         test = stats.kstest(values, "uniform")
-        lines[f"ks_{name}"] = make_line(test.statistic, ks_limit, p_value=float(test.pvalue))
+        limit = max(KS, float(stats.kstwo.isf(ERROR_RATE, len(values))))
+        lines[f"ks_{name}"] = make_line(test.statistic, limit, p_value=float(test.pvalue), count=len(values))
+    return lines
 
-    # under independence Spearman's correlation is normal with variance 1 / (n - 1), near enough
-    correlation_limit = max(RANK_CORRELATION, float(stats.norm.isf(ERROR_RATE / 2)) / math.sqrt(n - 1))
+
+def _score_independence(uniform: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    filled = np.isfinite(list(uniform.values())).all(axis=0)
+    n = int(filled.sum())
+    if len(uniform) < 2 or n < 2:
+        return {}
     pairs = {
-        pair: float(stats.spearmanr(uniform[pair[0]], uniform[pair[1]]).statistic)
-        for pair in itertools.combinations(uniform, 2)
+        (first, second): float(stats.spearmanr(uniform[first][filled], uniform[second][filled]).statistic)
+        for first, second in itertools.combinations(uniform, 2)
     }
     # a parameter that never varies has no rank; its line above says so
     pair = max(pairs, key=lambda pair: abs(np.nan_to_num(pairs[pair])))
-    lines["rank_correlation"] = make_line(np.nan_to_num(pairs[pair]), correlation_limit, pair=list(pair))
+    # under independence Spearman's correlation is normal with variance 1 / (n - 1), near enough
+    limit = max(RANK_CORRELATION, float(stats.norm.isf(ERROR_RATE / 2)) / math.sqrt(n - 1))
+    return {"rank_correlation": make_line(np.nan_to_num(pairs[pair]), limit, pair=list(pair), count=n)}
 
+
+def _score_texture(measured: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    filled = np.isfinite(measured["rim_mean"])
+    if not filled.any():
+        return {}
+    lines = {}
     for name, limit in TEXTURE.items():
-        values = measured[name][np.isfinite(measured[name])]
-        error = values.std() / math.sqrt(max(len(values), 1))
-        lines[name] = make_line(values.mean(), limit, standard_error=float(error))
-    return lines
+        values = measured[name][filled]
+        lines[name] = make_line(values.mean(), limit, standard_error=float(values.std() / math.sqrt(len(values))))
+    # A decoder that fades at the surface shifts the rim against the sign of a, which cancels in the mean over volumes.
+    a, b, voxels = (measured[name][filled] for name in ("a", "b", "voxels"))
+    square = (a**2).sum()
+    slope = (a * b * measured["rim_mean"][filled]).sum() / square
+    # each half of a ball has half of its voxels: their means differ by 2 b / sqrt(voxels)
+    error = float(np.sqrt((4 * (a * b) ** 2 / voxels).sum()) / square)
+    limit = max(RIM_FADE, float(stats.norm.isf(ERROR_RATE / 2)) * error)
+    return lines | {"rim_fade": make_line(slope, limit, standard_error=error)}
 
 
 def score_diversity(
@@ -142,15 +171,17 @@ def score_diversity(
 
     Returns:
         Lines without a limit, to be read beside those of real spheres: ``mmd``, between the sets, by MONAI's
-        ``MMDMetric`` on volumes averaged over blocks of 4^3 voxels; ``ms_ssim``, the mean over pairs within ``volumes``
-        (1 for a generator that always returns the same).
+        ``MMDMetric`` on volumes averaged over blocks of 4^3 voxels (its kernel is linear: it compares mean volumes);
+        ``ms_ssim``, the mean over pairs within ``volumes`` (1 for a generator that always returns the same).
     """
     rng = np.random.default_rng(seed)
     count = min(count, len(volumes), len(reference))  # type: ignore[arg-type]
     if count < 2:
         return {}
     first, second = (
-        torch.stack([dataset[int(i)][CommonKeys.IMAGE] for i in rng.permutation(len(dataset))[:count]]).float()  # type: ignore[arg-type]
+        torch.stack([dataset[int(i)][CommonKeys.IMAGE] for i in rng.permutation(len(dataset))[:count]])  # type: ignore[arg-type]
+        .float()
+        .nan_to_num()
         for dataset in (volumes, reference)
     )
     pool = torch.nn.AvgPool3d(min(4, *first.shape[2:]))
@@ -179,8 +210,9 @@ LABELS = {
     "normal_ks": "KS of the values from N(a, b^2)",
     "rim_mean": "rim less centre: mean, in b",
     "rim_std": "rim over centre: deviation, less 1",
+    "rim_fade": "rim less centre: mean, in a",
     "background": "background other than 0, share",
-    "mmd": "MMD to real spheres",
+    "mmd": "MMD (linear kernel) to real spheres",
     "ms_ssim": "multi-scale SSIM between volumes",
     "classifier": "classifier's held-out accuracy",
 }
@@ -245,12 +277,14 @@ def write_fidelity(
     }
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(json.dumps(result, indent=2) + "\n")
+    untested = [name for name in (*(f"ks_{name}" for name in PARAMETERS), "rank_correlation") if name not in merged]
     reasons = ", ".join(f"{reason} ({count})" for reason, count in merged["valid"]["reasons"].items())
     logger.info(
-        "fidelity to the law\n%s\n%s%s\nsaved to %s",
+        "fidelity to the law\n%s\n%s%s%s\nsaved to %s",
         format_table(merged, floor),
-        f"no valid spheres: {reasons}\n" if reasons else "",
-        f"beyond their limit: {', '.join(result['failed'])}" if result["failed"] else "every limit holds",
+        f"not valid: {reasons}\n" if reasons else "",
+        f"not tested: {', '.join(untested)}\n" if untested else "",
+        f"beyond their limit: {', '.join(result['failed'])}" if result["failed"] else "every limit tested holds",
         path,
     )
     return result

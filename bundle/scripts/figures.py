@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from scipy import stats
 from torch.utils.data import Dataset
 
 from .fidelity import standardise
-from .measurement import PARAMETERS
+from .measurement import PARAMETERS, explain_invalid
 from .spheres import SphereLaw
 
 logger = logging.getLogger(__name__)
@@ -159,7 +160,8 @@ def plot_fidelity(
         volumes: the N volumes themselves, (1, D, H, W) under ``CommonKeys.IMAGE``.
         law: the true distribution.
         path: the PNG to write; its folder is made.
-        count: how many typical volumes (those in the middle by their Dice with a ball) and how many of the worst.
+        count: how many typical volumes (those in the middle by their Dice with a ball) and how many of the worst
+            (those that are no valid spheres, then the lowest Dice).
     """
     uniform = standardise(measured, law)
     filled = np.isfinite(np.stack(list(uniform.values()))).all(axis=0)
@@ -169,7 +171,8 @@ def plot_fidelity(
         left, right = above.subfigures(1, 2, width_ratios=[2, 1.2])
         _plot_histograms(left, {name: values[filled] for name, values in uniform.items()}, law)
         _plot_quantiles(right, {name: values[filled] for name, values in uniform.items()})
-    order = np.argsort(measured["dice"])
+    reasons = [reason.partition(":")[0] for reason in explain_invalid(measured, law)]
+    order = np.lexsort((measured["dice"], [reason == "" for reason in reasons]))
     count = min(count, len(order))
     middle = (len(order) - count) // 2
     rows = {"typical": order[middle : middle + count], "worst": order[:count]}
@@ -179,7 +182,8 @@ def plot_fidelity(
         for kind, i in zip(rows, pair, strict=True):
             items.append({"": volumes[int(i)][CommonKeys.IMAGE]})
             sphere = describe_sphere({name: measured[name][i] for name in PARAMETERS})
-            titles.append(f"{kind}\n{sphere}\nDice {measured['dice'][i]:.3f}")
+            title = textwrap.fill(reasons[i], 24) or kind
+            titles.append(f"{title}\n{sphere}\nDice {measured['dice'][i]:.3f}")
     _draw_volumes(below, items, titles, across=2)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)

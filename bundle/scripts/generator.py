@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from monai.inferers import Inferer, LatentDiffusionInferer
 from monai.networks.nets import DiffusionModelUNet
-from monai.networks.schedulers import Scheduler
+from monai.networks.schedulers import DDPMScheduler, Scheduler
 from torch import nn
 
 from .autoencoder import VolumeAutoencoder
+from .checks import SettingError
 from .distributions import ZeroInflatedNormal
 
 
@@ -23,6 +24,9 @@ class VolumeGenerator(nn.Module):
         scheduler: the sampler, MONAI's ``RFlowScheduler``, ``DDIMScheduler`` or ``DDPMScheduler``.
         num_inference_steps: steps of the sampler.
         scale_factor: what the latents were multiplied with in training; loaded weights bring their own.
+
+    Raises:
+        SettingError: when ``DDPMScheduler`` is asked for another number of steps than it was trained with.
     """
 
     def __init__(
@@ -38,6 +42,11 @@ class VolumeGenerator(nn.Module):
         self.autoencoder = autoencoder
         self.scale_factor: torch.Tensor
         self.register_buffer("scale_factor", torch.tensor(scale_factor))
+        if isinstance(scheduler, DDPMScheduler) and num_inference_steps != scheduler.num_train_timesteps:
+            raise SettingError(
+                f"num_inference_steps={num_inference_steps}: must be num_train_timesteps="
+                f"{scheduler.num_train_timesteps} with DDPMScheduler, each of whose steps goes from t to t - 1."
+            )
         scheduler.set_timesteps(num_inference_steps)  # type: ignore[operator]  # every scheduler of MONAI's has it
         # In a tuple, for MONAI's RFlowScheduler can't be an attribute of a module (it never calls super().__init__).
         self._scheduler = (scheduler,)

@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 from ignite.engine import Events
 from ignite.handlers import TerminateOnNan
-from monai.engines import SupervisedTrainer, Workflow
+from monai.engines import AdversarialTrainer, SupervisedTrainer, Workflow
 from monai.engines.utils import IterationEvents
 from monai.transforms import SaveImage
 from monai.utils import CommonKeys
+from monai.utils.enums import AdversarialIterationEvents
 from torch.utils.tensorboard import SummaryWriter
 
 from .figures import describe_sphere, plot_volumes, slices_image
@@ -24,7 +25,8 @@ class GradientClipper:
     """Clips the gradient's norm before each optimizer step, and skips a step whose gradient is not finite.
 
     A single non-finite gradient, which bf16 kernels return now and then, would turn every weight into NaN. The number
-    of skipped steps is ``engine.state.skipped_steps``, the last norm ``engine.state.gradient_norm``.
+    of skipped steps is ``engine.state.skipped_steps``, the last norm ``engine.state.gradient_norm``. Of an
+    ``AdversarialTrainer`` it takes the generator's.
 
     Args:
         max_norm: largest norm of the gradient over all parameters.
@@ -33,16 +35,24 @@ class GradientClipper:
     def __init__(self, max_norm: float) -> None:
         self.max_norm = max_norm
 
-    def attach(self, engine: SupervisedTrainer) -> None:
+    def attach(self, engine: SupervisedTrainer | AdversarialTrainer) -> None:
         """Register with a trainer."""
         engine.state.skipped_steps = 0
         engine.state.gradient_norm = 0.0
-        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
+        adversarial = isinstance(engine, AdversarialTrainer)
+        event = (
+            AdversarialIterationEvents.GENERATOR_BACKWARD_COMPLETED
+            if adversarial
+            else IterationEvents.BACKWARD_COMPLETED
+        )
+        engine.add_event_handler(event, self)
 
-    def __call__(self, engine: SupervisedTrainer) -> None:
-        """Clip, or drop, the gradients of ``engine.optimizer``."""
-        optimizer = engine.optimizer
-        scaler = engine.scaler
+    def __call__(self, engine: SupervisedTrainer | AdversarialTrainer) -> None:
+        """Clip, or drop, the gradients of the trainer's optimizer."""
+        if isinstance(engine, AdversarialTrainer):
+            optimizer, scaler = engine.state.g_optimizer, engine.state.g_scaler
+        else:
+            optimizer, scaler = engine.optimizer, engine.scaler
         if scaler is not None:
             scaler.unscale_(optimizer)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

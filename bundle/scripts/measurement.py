@@ -132,7 +132,8 @@ def measure_spheres(volumes: torch.Tensor, tolerance: float = 0.0) -> dict[str, 
         - ``rim_mean``: mean of the outer half (by volume) of the ball less that of the inner, in units of ``b``;
         - ``rim_std``: standard deviation of the outer half over that of the inner, less 1.
 
-        An empty volume has NaN for what it has not, and 0 ``dice``, ``components`` and ``voxels``.
+        An empty volume has NaN for what it has not, and 0 ``dice``, ``components`` and ``voxels``; a volume with voxels
+        that are NaN or infinite has NaN for ``a``, ``b`` and its texture.
     """
     values = volumes[:, 0].float()
     support = values.abs() > tolerance if tolerance > 0 else values != 0
@@ -151,9 +152,11 @@ def measure_spheres(volumes: torch.Tensor, tolerance: float = 0.0) -> dict[str, 
         return (x * where).sum(dim=spatial).double() / where.sum(dim=spatial)
 
     a = average(values, support)
+    a = torch.where(a.isfinite(), a, torch.nan)
     b = average((values - a.float().view(-1, 1, 1, 1)) ** 2, support).sqrt()
     z = (values - a.float().view(-1, 1, 1, 1)) / b.float().view(-1, 1, 1, 1) * support
-    z = torch.nan_to_num(z, posinf=0.0, neginf=0.0)
+    # a constant ball has no texture (0 / 0, and x / 0 outside it); one that is not finite stays NaN
+    z = torch.where(a.isfinite().view(-1, 1, 1, 1), torch.nan_to_num(z, posinf=0.0, neginf=0.0), torch.nan)
     z2 = z * z
     autocorrelation = []
     for axis, size in enumerate(support.shape[1:], start=1):
@@ -232,6 +235,8 @@ def explain_invalid(measured: Mapping[str, np.ndarray], law: SphereLaw, dice_min
 def _explain(row: Mapping[str, float], law: SphereLaw, dice_min: float) -> str:
     if row["voxels"] == 0:
         return "empty: every voxel is 0"
+    if not (math.isfinite(row["a"]) and math.isfinite(row["b"])):
+        return "not finite: voxels that are NaN or infinite"
     if row["voxels"] > 0.9 * law.size**3:  # the largest ball of the grid fills 0.52 of it
         return "no background: voxels other than 0 everywhere"
     if row["components"] > 1:

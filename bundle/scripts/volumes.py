@@ -29,7 +29,7 @@ class FolderDataset(Dataset):
     """
 
     def __init__(self, dataset_dir: str | os.PathLike, size: int) -> None:
-        folder = Path(dataset_dir)
+        folder = Path(str(dataset_dir))
         files = sorted(path for path in folder.glob("*.nii*") if path.name.endswith((".nii", ".nii.gz")))
         if not files:
             what = "holds no .nii or .nii.gz file" if folder.is_dir() else "no such folder"
@@ -39,12 +39,20 @@ class FolderDataset(Dataset):
         key = CommonKeys.IMAGE
         load = Compose(
             [
-                LoadImaged(key, image_only=True),
+                _read,
                 EnsureChannelFirstd(key, channel_dim="no_channel"),
                 EnsureTyped(key, dtype=torch.float32, track_meta=False),
             ]
         )
         super().__init__([{key: str(path)} for path in files], load)
+
+
+def _read(item: dict[str, str]) -> dict[str, torch.Tensor]:
+    """Load an item's file; its header was fine, but what follows may be cut off."""
+    try:
+        return LoadImaged(CommonKeys.IMAGE, image_only=True)(item)
+    except Exception as error:  # gzip, zlib, nibabel and MONAI each have their own
+        raise SettingError(f"dataset_dir: {item[CommonKeys.IMAGE]} can't be read as NIfTI: {error}") from error
 
 
 def _check_shape(path: Path, expected: tuple[int, ...]) -> None:

@@ -1,0 +1,62 @@
+"""Every overlay over every config that the README's table names, at smoke size."""
+
+import re
+
+import pytest
+from conftest import BUNDLE, make_workflow, run_workflow
+
+from scripts.checks import SettingError
+
+CONFIGS = ("train_autoencoder", "train_diffusion", "inference", "evaluate")
+
+
+def table() -> set[tuple[str, str]]:
+    """The (config, overlay) pairs of the README's table, but for smoke.json, which every test here uses."""
+    rows = re.findall(r"^\| `(\w+)\.json` \| ((?:`\w+` ?)+)\|", (BUNDLE.parent / "README.md").read_text(), re.MULTILINE)
+    return {(config, overlay) for overlay, configs in rows for config in re.findall(r"\w+", configs)}
+
+
+PAIRS = sorted(table())
+
+
+def test_the_table_names_every_overlay():
+    files = {path.stem for path in (BUNDLE / "configs").glob("*.json")}
+    assert {overlay for _, overlay in PAIRS} == files - {*CONFIGS, "data", "metadata", "smoke"}
+
+
+@pytest.fixture(scope="module")
+def deterministic(tmp_path_factory) -> dict[str, str]:
+    """Weights of both stages with the tutorials' autoencoder."""
+    root = tmp_path_factory.mktemp("deterministic")
+    run_workflow("train_autoencoder", "train_autoencoder_l1", "smoke", output_dir=str(root))
+    autoencoder = str(root / "model_autoencoder.pt")
+    run_workflow(
+        "train_diffusion", "deterministic", "smoke", output_dir=str(root / "diffusion"), autoencoder_path=autoencoder
+    )
+    return {"autoencoder_path": autoencoder, "model_path": str(root / "diffusion" / "model.pt")}
+
+
+@pytest.mark.parametrize(("config", "overlay"), PAIRS)
+def test_a_config_runs_with_an_overlay(config, overlay, smoke, deterministic, tmp_path):
+    weights = deterministic if overlay == "deterministic" else {name: str(path) for name, path in smoke.items()}
+    keys = {"train_diffusion": ["autoencoder_path"], "inference": ["model_path"]}
+    keys["evaluate"] = ["autoencoder_path", "model_path"]
+    settings = {key: weights[key] for key in keys.get(config, [])}
+    if overlay == "ddpm":
+        settings |= {"num_inference_steps": 20, "num_train_timesteps": 20}
+    run_workflow(config, overlay, "smoke", output_dir=str(tmp_path), **settings)
+    assert {path.name for path in tmp_path.rglob("*.*")} & {
+        "model_autoencoder.pt",
+        "model.pt",
+        "samples.csv",
+        "fidelity.json",
+    }
+
+
+def test_ddpm_in_fewer_steps_is_refused(smoke, tmp_path):
+    with pytest.raises(RuntimeError) as failure:
+        make_workflow("inference", "ddpm", "smoke", output_dir=str(tmp_path), model_path=str(smoke["model_path"]))
+    error = failure.value
+    while not isinstance(error, SettingError):
+        error = error.__cause__
+    assert str(error).startswith("num_inference_steps=5: must be num_train_timesteps=1000")
