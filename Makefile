@@ -27,15 +27,17 @@ generate: setup  ## volumes from the released weights, into bundle/runs/inferenc
 
 train: setup  ## both stages from scratch, into bundle/runs
 	cd bundle && $(BUNDLE) --config_file configs/train_autoencoder.json
-	cd bundle && $(BUNDLE) --config_file configs/train_diffusion.json \
+	cd bundle && $(BUNDLE) --config_file "['configs/train_autoencoder.json','configs/train_decoder.json']" \
 		--autoencoder_path runs/autoencoder/model_autoencoder.pt
+	cd bundle && $(BUNDLE) --config_file configs/train_diffusion.json \
+		--autoencoder_path runs/decoder/model_autoencoder.pt
 
 evaluate: setup  ## the released weights against the truth, into bundle/runs/evaluate
 	cd bundle && $(BUNDLE) --config_file configs/evaluate.json
 
 publish: setup  ## put the trained weights of `make train` into bundle/models, once they are seen to load
 	cd bundle && $(BUNDLE) publish --config_file configs/evaluate.json \
-		--autoencoder_path runs/autoencoder/model_autoencoder.pt --model_path runs/diffusion/model.pt
+		--autoencoder_path runs/decoder/model_autoencoder.pt --model_path runs/diffusion/model.pt
 
 figures: setup  ## from the released weights, the pictures of the documents and models/fidelity.json
 	cd bundle && $(BUNDLE) preview --config_file configs/data.json --output_dir runs/figures

@@ -142,7 +142,7 @@ def test_the_released_weights_score_what_was_released_with_them(tmp_path):
     for name in ("a_rmse", "b_rmse"):
         assert now["reconstruction"][name] <= 0.03, name
     # the same seed, so that these are the first 32 of the 1,000 volumes
-    assert now["failed"] == []
+    assert set(now["failed"]) <= set(released["failed"])
     assert now["volumes"]["dice_median"]["value"] == pytest.approx(
         released["volumes"]["dice_median"]["value"], abs=2e-3
     )

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 from conftest import BUNDLE, make_workflow, run_workflow
 
 from scripts.checks import SettingError
@@ -42,6 +43,8 @@ def test_a_config_runs_with_an_overlay(config, overlay, smoke, deterministic, tm
     keys = {"train_diffusion": ["autoencoder_path"], "inference": ["model_path"]}
     keys["evaluate"] = ["autoencoder_path", "model_path"]
     settings = {key: weights[key] for key in keys.get(config, [])}
+    if overlay == "train_decoder":
+        settings["autoencoder_path"] = weights["autoencoder_path"]
     if overlay == "ddpm":
         settings |= {"num_inference_steps": 20, "num_train_timesteps": 20}
     run_workflow(config, overlay, "smoke", output_dir=str(tmp_path), **settings)
@@ -51,6 +54,16 @@ def test_a_config_runs_with_an_overlay(config, overlay, smoke, deterministic, tm
         "samples.csv",
         "fidelity.json",
     }
+
+
+def test_training_the_decoder_leaves_the_latents_where_they_were(smoke, tmp_path):
+    path = str(smoke["autoencoder_path"])
+    run_workflow("train_autoencoder", "train_decoder", "smoke", autoencoder_path=path, output_dir=str(tmp_path))
+    before, after = torch.load(path), torch.load(tmp_path / "model_autoencoder.pt")
+    for name, value in before.items():
+        decodes = name.startswith(("decoder", "post_quant_conv"))
+        assert torch.equal(value, after[name]) or decodes, name
+    assert not all(torch.equal(value, after[name]) for name, value in before.items())
 
 
 def test_ddpm_in_fewer_steps_is_refused(smoke, tmp_path):
