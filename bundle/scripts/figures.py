@@ -172,7 +172,8 @@ def plot_fidelity(
         _plot_histograms(left, {name: values[filled] for name, values in uniform.items()}, law)
         _plot_quantiles(right, {name: values[filled] for name, values in uniform.items()})
     reasons = [reason.partition(":")[0] for reason in explain_invalid(measured, law)]
-    order = np.lexsort((measured["dice"], [reason == "" for reason in reasons]))
+    valid = np.array([reason == "" for reason in reasons])
+    order = np.lexsort((measured["dice"], valid))
     count = min(count, len(order))
     middle = (len(order) - count) // 2
     rows = {"typical": order[middle : middle + count], "worst": order[:count]}
