@@ -166,8 +166,8 @@ class SphereDataset(Dataset[dict[str, Any]]):
         box, inside = self.law.support(parameters["r"], parameters["c"])
 
         voxels = torch.Generator().manual_seed(int(rng.integers(2**63)))
-        values = torch.randn(int(np.count_nonzero(inside)), generator=voxels)
-        values = values.mul_(parameters["b"]).add_(parameters["a"])
+        values = torch.empty(int(np.count_nonzero(inside)))
+        values.normal_(parameters["a"], parameters["b"], generator=voxels)
         item: dict[str, Any] = {CommonKeys.IMAGE: self._place(box, inside, values.numpy())}
         if self.signal:
             item["signal"] = self._place(box, inside, parameters["a"])
