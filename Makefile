@@ -5,7 +5,7 @@ BIN := $(abspath $(VENV))/bin
 BUNDLE := $(BIN)/python -m monai.bundle run
 SMOKE := configs/smoke.json
 
-.PHONY: help setup dev generate train evaluate publish figures smoke test benchmark lint format clean
+.PHONY: help setup dev generate train evaluate publish figures smoke test benchmark recipes lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -60,8 +60,11 @@ smoke: setup  ## train both stages, generate and evaluate, in a minute or two: t
 test: dev  ## the test suite
 	$(BIN)/python -m pytest
 
-benchmark: setup  ## volumes a second through the data loader, into bundle/runs/data
-	cd bundle && $(BUNDLE) benchmark --config_file configs/data.json
+benchmark: setup  ## what is fast and by how much, beside the references of benchmarks/, into bundle/runs/benchmark
+	PYTHONPATH=bundle TQDM_DISABLE=1 $(BIN)/python benchmarks/run.py $(ONLY)
+
+recipes: setup  ## other autoencoders and samplers at equal compute, about two hours, into bundle/runs/recipes
+	$(BIN)/python benchmarks/recipes.py
 
 lint: dev  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -1,7 +1,8 @@
 """Recipes at equal compute: the tutorials' autoencoders and samplers beside this bundle's, by the same instrument.
 
-Each recipe is trained and evaluated by the bundle's own commands, into ``bundle/runs/recipes``; what is there already is
-not made again. ``make recipes`` takes about an hour and a half on two cores and prints a table in Markdown.
+Each recipe is trained and evaluated by the bundle's own commands, into ``bundle/runs/recipes``; what is there already
+is not made again. ``make recipes`` takes about two hours on two cores, prints a table in Markdown and writes
+``recipes.json``.
 """
 
 from __future__ import annotations
@@ -15,14 +16,20 @@ import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundle"
 RUNS = BUNDLE / "runs" / "recipes"
+RESULTS = ROOT / "benchmarks" / "recipes.json"
 
 # What every training of a stage gets. The moving average spans 200 steps instead of 1,000, for a training this short.
 AUTOENCODER = "--train_size 4096 --epochs 1"
 DIFFUSION = "--train_size 8192 --epochs 16 --ema#momentum 0.005"
+SHORT = "--train_size 8192 --epochs 4 --ema#momentum 0.005 --val_interval 4"
+LONG = "--train_size 8192 --epochs 32 --ema#momentum 0.005"
 EVALUATION = "--test_size 32 --diversity_size 2 --classifier_epochs 1 --num_samples 1000"
 
 # name: (config and overlays, options, names of what must be there first)
@@ -35,6 +42,9 @@ TRAININGS = {
     "flow_gan": ("train_diffusion deterministic", DIFFUSION, ("autoencoder_gan",)),
     "flow_own": ("train_diffusion", DIFFUSION, ("autoencoder",)),
     "flow_l1": ("train_diffusion deterministic", DIFFUSION, ("autoencoder_l1",)),
+    "flow_long": ("train_diffusion", LONG, ()),
+    "flow_short": ("train_diffusion", SHORT, ()),
+    "autoencoder_float32": ("train_autoencoder", AUTOENCODER + " --precision float32", ()),
 }
 # label: (config and overlays, steps of the sampler, the autoencoder's training or "" for the released one, the model's)
 RECIPES = {
@@ -42,6 +52,9 @@ RECIPES = {
     "DDIM, 50": ("evaluate diffusion", 50, "", "diffusion"),
     "DDIM, 20": ("evaluate diffusion", 20, "", "diffusion"),
     "DDIM, 10": ("evaluate diffusion", 10, "", "diffusion"),
+    "flow, 25, a quarter of the steps": ("evaluate", 25, "", "flow_short"),
+    "flow, 25, twice the steps": ("evaluate", 25, "", "flow_long"),
+    "flow, 25": ("evaluate", 25, "", "flow"),
     "flow, 50": ("evaluate", 50, "", "flow"),
     "flow, 20": ("evaluate", 20, "", "flow"),
     "flow, 10": ("evaluate", 10, "", "flow"),
@@ -79,23 +92,39 @@ def folder_of(label: str) -> str:
     return "evaluate_" + label.lower().replace(",", "").replace(" ", "_")
 
 
-def format_recipes() -> str:
-    """Lay out the evaluations that are there as a table in Markdown."""
-    rows = ["| recipe | steps | valid | r | worst centre | a | b | kurtosis | lag-1 | Dice of reconstructions |"]
-    rows += ["| --- | " + "--- | " * 9]
+def gather_results() -> dict[str, Any]:
+    """Gather what the trainings and evaluations that are there wrote: validation metrics, scores, seconds."""
+    trainings: dict[str, Any] = {}
+    for name in TRAININGS:
+        if not (RUNS / name / "seconds.json").exists():
+            continue
+        events = EventAccumulator(str(RUNS / name / "tensorboard")).Reload()
+        last = {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"] if "/" not in tag}
+        trainings[name] = {"seconds": json.loads((RUNS / name / "seconds.json").read_text()), "validation": last}
+    recipes: dict[str, Any] = {}
     for label, (_, steps, _, _) in RECIPES.items():
         path = RUNS / folder_of(label) / "fidelity.json"
-        if not path.exists():
-            continue
-        result = json.loads(path.read_text())
-        value = {name: line["value"] for name, line in result["volumes"].items()}
-        missing = float("nan")
-        numbers = [value["valid"], value.get("ks_r", missing)]
-        numbers += [max(value.get(f"ks_c{axis}", missing) for axis in "xyz")]
-        numbers += [value.get(name, missing) for name in ("ks_a", "ks_b", "kurtosis")]
-        numbers += [max((value.get(f"autocorrelation_{axis}", missing) for axis in "xyz"), key=abs)]
-        numbers += [result["reconstruction"]["dice"]]
-        rows += [f"| {label} | {steps} | " + " | ".join(f"{number:.3f}" for number in numbers) + " |"]
+        if path.exists():
+            result = json.loads(path.read_text())
+            volumes = {name: line["value"] for name, line in result["volumes"].items()}
+            recipes[label] = {"steps": steps, "volumes": volumes, "reconstruction": result["reconstruction"]}
+    return {"trainings": trainings, "recipes": recipes}
+
+
+def read_results() -> dict[str, Any]:
+    """Read the results that were last written."""
+    return json.loads(RESULTS.read_text())
+
+
+def format_recipes(recipes: dict[str, Any]) -> str:
+    """Lay out the evaluations as a table in Markdown."""
+    columns = ("valid", "ks_r", "ks_cx", "ks_cy", "ks_cz", "ks_a", "ks_b", "kurtosis", "autocorrelation_x")
+    rows = ["| recipe | steps | " + " | ".join(columns) + " | Dice of reconstructions |"]
+    rows += ["| --- | --- |" + " --- |" * (len(columns) + 1)]
+    for label, result in recipes.items():
+        numbers = [result["volumes"].get(name) for name in columns] + [result["reconstruction"]["dice"]]
+        texts = ["not tested" if number is None else f"{number:.3f}" for number in numbers]
+        rows += [f"| {label} | {result['steps']} | " + " | ".join(texts) + " |"]
     return "\n".join(rows)
 
 
@@ -126,7 +155,9 @@ def main() -> None:
     for name, future in jobs.items():
         if error := future.exception():
             print(f"{name} failed: {error}; see {RUNS / name / 'log.txt'}")
-    print(format_recipes())
+    results = gather_results()
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    print(format_recipes(results["recipes"]))
 
 
 if __name__ == "__main__":

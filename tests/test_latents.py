@@ -88,6 +88,7 @@ workflow = create_workflow(
     autoencoder_path=weights,
     train_size=1024,
 )
+workflow.initialize()
 from scripts.latents import EncodedLatents
 
 resident = []

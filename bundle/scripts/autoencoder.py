@@ -9,6 +9,7 @@ from monai.inferers import Inferer
 from torch import nn
 
 from .distributions import ZeroInflatedNormal
+from .environment import autocast
 
 # E|z| of a standard normal: the point around which |x| tells a narrow noise from a wide one.
 MEAN_ABSOLUTE_NORMAL = math.sqrt(2 / math.pi)
@@ -43,10 +44,6 @@ class VolumeAutoencoder(nn.Module):
         if log_variance is not None:
             nn.init.constant_(self.network.quant_conv_log_sigma.conv.bias, log_variance)
 
-    def _autocast(self, x: torch.Tensor) -> torch.autocast:
-        # MONAI's engines autocast for CUDA alone; here it holds on every device.
-        return torch.autocast(x.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
-
     def _show(self, x: torch.Tensor) -> torch.Tensor:
         """Make the channels that the encoder sees."""
         support = (x != 0).to(x.dtype)
@@ -61,7 +58,7 @@ class VolumeAutoencoder(nn.Module):
         Returns:
             Mean and standard deviation of the latents, each of shape (B, latent channels, d, h, w), float32.
         """
-        with self._autocast(x):
+        with autocast(x, self.dtype):
             mean, deviation = self.network.encode(self._show(x).contiguous(memory_format=torch.channels_last_3d))
         return mean.float(), deviation.float()
 
@@ -74,7 +71,7 @@ class VolumeAutoencoder(nn.Module):
         Returns:
             The channels of ``ZeroInflatedNormal.from_channels``, shape (B, 3, D, H, W), float32.
         """
-        with self._autocast(z):
+        with autocast(z, self.dtype):
             return self.network.decode(z).float()
 
     def reconstruct(self, x: torch.Tensor) -> torch.Tensor:

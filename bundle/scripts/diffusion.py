@@ -8,6 +8,8 @@ from monai.inferers import DiffusionInferer, LatentDiffusionInferer
 from monai.networks.nets import DiffusionModelUNet
 from monai.networks.schedulers import RFlowScheduler, Scheduler
 
+from .environment import autocast
+
 
 class EncodedLatentDiffusionInferer(LatentDiffusionInferer):
     """``LatentDiffusionInferer`` for inputs that are latents already, encoded and scaled beforehand.
@@ -45,7 +47,7 @@ class EncodedLatentDiffusionInferer(LatentDiffusionInferer):
         Returns:
             The prediction, of the shape of ``inputs``, float32.
         """
-        with torch.autocast(inputs.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+        with autocast(inputs, self.dtype):
             return DiffusionInferer.__call__(self, inputs, diffusion_model, noise, timesteps, condition).float()
 
 

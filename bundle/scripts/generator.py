@@ -11,6 +11,7 @@ from torch import nn
 from .autoencoder import VolumeAutoencoder
 from .checks import SettingError
 from .distributions import ZeroInflatedNormal
+from .environment import autocast
 
 
 class VolumeGenerator(nn.Module):
@@ -20,7 +21,7 @@ class VolumeGenerator(nn.Module):
 
     Args:
         diffusion_model: the noise predictor, MONAI's ``DiffusionModelUNet``.
-        autoencoder: decodes the latents.
+        autoencoder: decodes the latents; both networks run in its precision.
         scheduler: the sampler, MONAI's ``RFlowScheduler``, ``DDIMScheduler`` or ``DDPMScheduler``.
         num_inference_steps: steps of the sampler.
         scale_factor: what the latents were multiplied with in training; loaded weights bring their own.
@@ -64,12 +65,13 @@ class VolumeGenerator(nn.Module):
         """
         # MONAI's annotations name its own networks and floats; what it uses of them is what these have.
         inferer = LatentDiffusionInferer(self._scheduler[0], scale_factor=self.scale_factor)  # type: ignore[arg-type]
-        channels: torch.Tensor = inferer.sample(
-            noise,
-            self.autoencoder,  # type: ignore[arg-type]
-            self.diffusion_model,
-            verbose=False,
-        )  # type: ignore[assignment]
+        with autocast(noise, self.autoencoder.dtype):
+            channels: torch.Tensor = inferer.sample(
+                noise,
+                self.autoencoder,  # type: ignore[arg-type]
+                self.diffusion_model,
+                verbose=False,
+            )  # type: ignore[assignment]
         voxels = ZeroInflatedNormal.from_channels(channels)
         if texture is None:
             texture = torch.randn_like(voxels.loc)

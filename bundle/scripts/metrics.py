@@ -65,7 +65,7 @@ class SeparableSSIMMetric(SSIMMetric):
     """
 
     def _compute_metric(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Compute the SSIM of volumes (B, C, spatial), shape (B, 1); ``ValueError`` for another number of dimensions."""
+        """Compute the SSIM of volumes (B, C, spatial), shape (B, 1)."""
         if y.ndim != self.spatial_dims + 2:
             raise ValueError(f"volumes must have {self.spatial_dims + 2} dimensions, got the shape {tuple(y.shape)}.")
         x, y = (volumes.float().contiguous() for volumes in (y_pred, y))

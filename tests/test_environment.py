@@ -1,0 +1,37 @@
+"""What the workflows ask of the machine."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+from conftest import BUNDLE
+
+FAULTS = """
+import resource
+import sys
+
+import torch
+from scripts.environment import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+torch.zeros(2**24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    torch.zeros(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def count_page_faults(mode: str) -> int:
+    """Pages that the kernel has to provide for the same 64 MiB again and again, in a fresh process."""
+    command = [sys.executable, "-c", FAULTS, mode]
+    return int(subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+def test_freed_memory_serves_the_next_tensor():
+    kept, left = count_page_faults("keep"), count_page_faults("leave")
+    assert kept < 0.2 * left
+    assert left > 10 * 2**24 * 4 / 4096  # else there is nothing to gain, and the function can go
