@@ -61,7 +61,7 @@ test: dev  ## the test suite
 	$(BIN)/python -m pytest
 
 benchmark: setup  ## what is fast and by how much, beside the references of benchmarks/, into bundle/runs/benchmark
-	PYTHONPATH=bundle TQDM_DISABLE=1 $(BIN)/python benchmarks/run.py $(ONLY)
+	TQDM_DISABLE=1 $(BIN)/python benchmarks/run.py $(ONLY)
 
 recipes: setup  ## other autoencoders and samplers at equal compute, about two hours, into bundle/runs/recipes
 	$(BIN)/python benchmarks/recipes.py

@@ -11,15 +11,15 @@ from monai.metrics import SSIMMetric
 
 def bench_commands() -> Iterator[Row]:
     """Time generation, the start of both trainings, and validation."""
-    seconds, memory = run_command(bundle_command("inference"))
+    _, seconds, memory = run_command(bundle_command("inference"))
     yield Row("commands", "make generate: 8 volumes, after set-up", "s", seconds, most=15, note=f"{memory:.1f} GB")
     first_step = r"training: \[1/"
-    seconds, _ = run_command(bundle_command("train_autoencoder"), until=first_step)
+    _, seconds, _ = run_command(bundle_command("train_autoencoder"), until=first_step)
     yield Row("commands", "autoencoder: start to first step", "s", seconds, most=10)
-    seconds, _ = run_command(bundle_command("train_diffusion", train_size=64, val_size=8), until=first_step)
+    _, seconds, _ = run_command(bundle_command("train_diffusion", train_size=64, val_size=8), until=first_step)
     note = "with 64 volumes to encode; the default's 32,768 are part of the training below"
     yield Row("commands", "diffusion: start to first step", "s", seconds, most=10, note=note)
-    seconds, memory = run_command(bundle_command("evaluate", num_samples=200))
+    _, seconds, memory = run_command(bundle_command("evaluate", num_samples=200))
     note = f"{memory:.1f} GB; 256 reconstructions, 200 volumes and 200 real spheres"
     yield Row("commands", "evaluate.json with 200 volumes", "s", seconds, most=300, note=note)
 

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from monai.bundle import ConfigParser, create_workflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundle"
 RUNS = BUNDLE / "runs" / "benchmark"
+sys.path.insert(1, str(BUNDLE))  # the bundle is used from its folder, not installed
 
 
 @dataclass
@@ -102,19 +103,45 @@ def time_side_by_side(functions: Mapping[str, Callable[[], Any]], rounds: int = 
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
-def load_config(*names: str, **settings: Any) -> ConfigParser:
+def alternate(ours: Callable[[], Any], script: str, rounds: int = 3) -> tuple[float, float, float]:
+    """Time a function and a reference in turn, the reference in a process of its own.
+
+    ``keep_freed_memory`` holds for a whole process, and would speed the reference up as well.
+
+    Args:
+        ours: what to call.
+        script: the reference's script, which prints the seconds of a step.
+        rounds: rounds that count, after one call of ``ours`` that warms up.
+
+    Returns:
+        The median seconds of a call of ``ours``, of the reference's step, and the reference's peak memory in GB.
+    """
+    ours()
+    seconds, reference, memory = [], [], []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        ours()
+        seconds.append(time.perf_counter() - start)
+        output, _, peak = run_command([sys.executable, str(Path(__file__).with_name(script))])
+        reference.append(float(output.split()[-1]))
+        memory.append(peak)
+    return statistics.median(seconds), statistics.median(reference), max(memory)
+
+
+def load_config(*names: str, initialize: bool = True, **settings: Any) -> ConfigParser:
     """Read a config of the bundle and its overlays, as ``monai.bundle run`` does, and initialise it."""
     logging.disable(logging.INFO)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        workflow = create_workflow(
+        workflow = ConfigWorkflow(
             config_file=[str(BUNDLE / "configs" / f"{name}.json") for name in names],
             bundle_root=str(BUNDLE),
             workflow_type="train",
             output_dir=tempfile.mkdtemp(),
             **settings,
         )
-        workflow.initialize()
+        if initialize:
+            workflow.initialize()
     return workflow.parser
 
 
@@ -126,7 +153,7 @@ def bundle_command(*names: str, **settings: Any) -> list[str]:
     return [sys.executable, "-m", "monai.bundle", "run", "--config_file", files, *options]
 
 
-def run_command(command: Sequence[str], until: str | None = None) -> tuple[float, float]:
+def run_command(command: Sequence[str], until: str | None = None) -> tuple[str, float, float]:
     """Run a command from the bundle's folder.
 
     Args:
@@ -134,7 +161,8 @@ def run_command(command: Sequence[str], until: str | None = None) -> tuple[float
         until: a regular expression; the command is ended as soon as its output matches.
 
     Returns:
-        Seconds from its start to its end or to the match, and the peak of its memory (resident set) in GB.
+        Its output, the seconds from its start to its end or to the match, and the peak of its memory (resident set) in
+        GB.
 
     Raises:
         RuntimeError: when the command fails, or ends without the match.
@@ -167,4 +195,4 @@ def run_command(command: Sequence[str], until: str | None = None) -> tuple[float
         process.kill()
     if (process.wait() != 0 and not matched) or (until and not matched):
         raise RuntimeError(f"{' '.join(command)} failed:\n{output.decode()[-3000:]}")
-    return seconds, peak / 1e9
+    return output.decode(), seconds, peak / 1e9

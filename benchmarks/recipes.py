@@ -29,7 +29,6 @@ RESULTS = ROOT / "benchmarks" / "recipes.json"
 AUTOENCODER = "--train_size 4096 --epochs 1"
 DIFFUSION = "--train_size 8192 --epochs 16 --ema#momentum 0.005"
 SHORT = "--train_size 8192 --epochs 4 --ema#momentum 0.005 --val_interval 4"
-LONG = "--train_size 8192 --epochs 32 --ema#momentum 0.005"
 EVALUATION = "--test_size 32 --diversity_size 2 --classifier_epochs 1 --num_samples 1000"
 
 # name: (config and overlays, options, names of what must be there first)
@@ -42,7 +41,6 @@ TRAININGS = {
     "flow_gan": ("train_diffusion deterministic", DIFFUSION, ("autoencoder_gan",)),
     "flow_own": ("train_diffusion", DIFFUSION, ("autoencoder",)),
     "flow_l1": ("train_diffusion deterministic", DIFFUSION, ("autoencoder_l1",)),
-    "flow_long": ("train_diffusion", LONG, ()),
     "flow_short": ("train_diffusion", SHORT, ()),
     "autoencoder_float32": ("train_autoencoder", AUTOENCODER + " --precision float32", ()),
 }
@@ -53,7 +51,6 @@ RECIPES = {
     "DDIM, 20": ("evaluate diffusion", 20, "", "diffusion"),
     "DDIM, 10": ("evaluate diffusion", 10, "", "diffusion"),
     "flow, 25, a quarter of the steps": ("evaluate", 25, "", "flow_short"),
-    "flow, 25, twice the steps": ("evaluate", 25, "", "flow_long"),
     "flow, 25": ("evaluate", 25, "", "flow"),
     "flow, 50": ("evaluate", 50, "", "flow"),
     "flow, 20": ("evaluate", 20, "", "flow"),

@@ -26,15 +26,20 @@ def train_step(
     return loss.detach()
 
 
-def main(steps: int = 2) -> None:
-    """Take a few steps on the bundle's network, for the memory that they need."""
-    from measure import load_config
+def main(steps: int = 4) -> None:
+    """Take steps on the bundle's network and data, and print the seconds of one, the first not counted."""
+    from measure import load_config, time_side_by_side
 
-    config = load_config("train_autoencoder", train_size=8 * steps, epochs=1, precision="float32")
+    config = load_config("train_autoencoder", initialize=False, train_size=8, epochs=1, precision="float32")
     autoencoder = config.get_parsed_content("network_def").to(memory_format=torch.contiguous_format)
-    optimizer = torch.optim.Adam(autoencoder.parameters(), lr=1e-4)
-    for batch in config.get_parsed_content("train#dataloader"):
-        train_step(autoencoder, config.get_parsed_content("loss"), optimizer, batch["image"])
+    loss, optimizer = config.get_parsed_content("loss"), torch.optim.Adam(autoencoder.parameters(), lr=1e-4)
+    loader, device = config.get_parsed_content("train#dataloader"), config.get_parsed_content("device")
+
+    def step() -> None:
+        for batch in loader:
+            train_step(autoencoder, loss, optimizer, batch["image"].to(device)).item()
+
+    print(time_side_by_side({"step": step}, steps)["step"])
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from monai.inferers import LatentDiffusionInferer
+from monai.networks.schedulers import DDPMScheduler
 from reference_autoencoder import show
 
 
@@ -30,8 +31,8 @@ def train_step(
     """Take a step of noise prediction on a batch of volumes (B, 1, D, H, W); returns the loss."""
     unet.train()
     optimizer.zero_grad(set_to_none=True)
-    noise = torch.randn(len(images), *latent_shape)
-    timesteps = torch.randint(0, inferer.scheduler.num_train_timesteps, (len(images),))
+    noise = torch.randn(len(images), *latent_shape, device=images.device)
+    timesteps = torch.randint(0, inferer.scheduler.num_train_timesteps, (len(images),), device=images.device)
     prediction = inferer(
         inputs=images, autoencoder_model=stage1, diffusion_model=unet, noise=noise, timesteps=timesteps
     )
@@ -39,3 +40,25 @@ def train_step(
     loss.backward()
     optimizer.step()
     return loss.detach()
+
+
+def main(steps: int = 8) -> None:
+    """Take steps on the bundle's networks and data, and print the seconds of one, the first not counted."""
+    from measure import load_config, time_side_by_side
+
+    config = load_config("train_diffusion", initialize=False, train_size=8, val_size=8, epochs=1, precision="float32")
+    volumes, device = config.get_parsed_content("train#volumes"), config.get_parsed_content("device")
+    autoencoder, unet = config.get_parsed_content("autoencoder_def"), config.get_parsed_content("network")
+    stage1 = Stage1(autoencoder.to(device, memory_format=torch.contiguous_format)).eval()
+    scheduler = DDPMScheduler(1000, schedule="scaled_linear_beta", beta_start=0.0015, beta_end=0.0195)
+    inferer, optimizer = LatentDiffusionInferer(scheduler), torch.optim.Adam(unet.parameters(), lr=1e-4)
+
+    def step() -> None:
+        for batch in volumes:
+            train_step(unet, stage1, inferer, optimizer, batch["image"].to(device), (4, 4, 4, 4)).item()
+
+    print(time_side_by_side({"step": step}, steps)["step"])
+
+
+if __name__ == "__main__":
+    main()

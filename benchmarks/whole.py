@@ -47,6 +47,6 @@ def bench_memory() -> Iterator[Row]:
             command = bundle_command(config, train_size=2 * batch, train_batch_size=batch, val_size=2, epochs=1)
             if config == "train_diffusion":
                 command += ["--val_interval", "1"]
-            _, memory = run_command(command)
+            _, _, memory = run_command(command)
             most = 6 if batch == 8 and not cuda else None
             yield Row("whole training", f"peak host memory, {config}, batch {batch}", "GB", memory, most=most)

@@ -72,7 +72,8 @@ class VolumeAutoencoder(nn.Module):
             The channels of ``ZeroInflatedNormal.from_channels``, shape (B, 3, D, H, W), float32.
         """
         with autocast(z, self.dtype):
-            return self.network.decode(z).float()
+            # Whoever reads one channel then reads consecutive voxels.
+            return self.network.decode(z).to(torch.float32, memory_format=torch.contiguous_format)
 
     def reconstruct(self, x: torch.Tensor) -> torch.Tensor:
         """Decode the mean of the latents of volumes (B, 1, D, H, W): shape (B, 3, D, H, W)."""
