@@ -13,7 +13,7 @@ def bench_commands() -> Iterator[Row]:
     """Time generation, the start of both trainings, and validation."""
     _, seconds, memory = run_command(bundle_command("inference"))
     yield Row("commands", "make generate: 8 volumes, after set-up", "s", seconds, most=15, note=f"{memory:.1f} GB")
-    first_step = r"training: \[1/"
+    first_step = r"training[^:]*: \[1/"
     _, seconds, _ = run_command(bundle_command("train_autoencoder"), until=first_step)
     yield Row("commands", "autoencoder: start to first step", "s", seconds, most=10)
     _, seconds, _ = run_command(bundle_command("train_diffusion", train_size=64, val_size=8), until=first_step)

@@ -1,0 +1,97 @@
+"""The benchmark's own parts: references that do the same work, and figures that mean what the table says."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from growth import fit_exponent
+from measure import Row, load_config, run_command, time_side_by_side
+from recipes import RECIPES, TRAININGS, read_results
+from reference_autoencoder import show
+from reference_spheres import draw_sphere
+from run import SECTIONS, format_row, main, plot_rows
+from spheres import draw_batch
+
+from scripts.measurement import measure_spheres
+from scripts.spheres import SphereLaw
+
+
+def draw_one_by_one(count: int) -> torch.Tensor:
+    return torch.stack([draw_sphere() for _ in range(count)])
+
+
+def draw_at_once(count: int) -> torch.Tensor:
+    return draw_batch(count, 64, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("draw", [draw_one_by_one, draw_at_once])
+def test_the_references_draw_the_same_law(draw):
+    torch.manual_seed(0)
+    law = SphereLaw()
+    measured = {name: values.numpy() for name, values in measure_spheres(draw(24)).items()}
+    assert (measured["dice"] > 0.99).all()
+    for name in ("r", "a", "b"):
+        low, high = getattr(law, f"{name}_min"), getattr(law, f"{name}_max")
+        assert (low - 0.02 <= measured[name]).all() and (measured[name] <= high + 0.02).all(), name
+        assert np.ptp(measured[name]) > 0.5 * (high - low), name
+
+
+def test_the_reference_shows_the_network_the_same_channels():
+    autoencoder = load_config("train_autoencoder", initialize=False).get_parsed_content("network")
+    volumes = draw_at_once(2)
+    torch.testing.assert_close(show(volumes), autoencoder._show(volumes))
+
+
+def test_a_row_tells_ratio_share_and_what_it_misses():
+    row = Row("s", "what", "s", 2.0, reference=9.0, limit=1.0, least_ratio=4, least_share=0.6, most=1.5)
+    assert row.ratio == 4.5
+    assert row.share == 0.5
+    assert row.misses == ["50% of the limit instead of 60%", "2 s instead of 1.5"]
+    assert "MISSES" in format_row(row)
+    assert Row("s", "what", "s", 2.0, reference=9.0, least_ratio=5).misses == ["4.5 times instead of 5"]
+    assert Row("s", "what", "s", 2.0, most=2.0).misses == []
+
+
+def test_the_exponent_of_a_power_is_found():
+    assert fit_exponent([(n, 0.3 * n**2.5) for n in (32, 64, 96)]) == pytest.approx(2.5)
+
+
+def test_the_median_of_each_function_is_taken_after_a_warm_up():
+    calls = []
+    seconds = time_side_by_side({"one": lambda: calls.append(1), "two": lambda: calls.append(2)}, rounds=3)
+    assert calls == [1, 2] * 4
+    assert set(seconds) == {"one", "two"}
+
+
+def test_a_command_is_timed_and_its_memory_is_its_own():
+    ballast = np.ones(2**27, dtype=np.uint8)  # 134 MB that the child's peak must not count
+    code = "import time; print('started', flush=True); time.sleep(0.3); print('done', flush=True); time.sleep(60)"
+    output, seconds, memory = run_command([sys.executable, "-c", code], until="done")
+    assert output.split() == ["started", "done"]
+    assert 0.3 < seconds < 30
+    assert 0.002 < memory < 0.1 < ballast.nbytes / 1e9
+    with pytest.raises(RuntimeError, match="no such luck"):
+        run_command([sys.executable, "-c", "raise SystemExit('no such luck')"])
+
+
+def test_the_recipes_that_are_reported_are_those_that_are_defined():
+    results = read_results()
+    assert set(results["trainings"]) == set(TRAININGS)
+    assert set(results["recipes"]) == set(RECIPES)
+    for label, (_, steps, _, model) in RECIPES.items():
+        assert results["recipes"][label]["steps"] == steps
+        assert model in TRAININGS
+
+
+def test_a_section_runs_and_the_figure_is_drawn(monkeypatch, tmp_path, capsys):
+    row = Row("s", "fast", "s", 1.0, reference=5.0, least_ratio=4)
+    curve = Row("growth", "slow", "exponent", 1.0, points=[(1, 1.0), (2, 2.0)])
+    plot_rows([row, curve], tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    monkeypatch.setitem(SECTIONS, "spheres", lambda: [row])
+    monkeypatch.setattr("run.RUNS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["run.py", "spheres"])
+    main()
+    assert "5.0" in capsys.readouterr().out
+    assert (tmp_path / "benchmark.json").exists()
