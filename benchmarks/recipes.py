@@ -116,7 +116,8 @@ def read_results() -> dict[str, Any]:
 def format_recipes(recipes: dict[str, Any]) -> str:
     """Lay out the evaluations as a table in Markdown."""
     columns = ("valid", "ks_r", "ks_cx", "ks_cy", "ks_cz", "ks_a", "ks_b", "kurtosis", "autocorrelation_x")
-    rows = ["| recipe | steps | " + " | ".join(columns) + " | Dice of reconstructions |"]
+    names = " | ".join(name.removeprefix("ks_") for name in columns)
+    rows = [f"| recipe | steps | {names} | Dice of reconstructions |"]
     rows += ["| --- | --- |" + " --- |" * (len(columns) + 1)]
     for label, result in recipes.items():
         numbers = [result["volumes"].get(name) for name in columns] + [result["reconstruction"]["dice"]]
