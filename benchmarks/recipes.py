@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -42,7 +43,8 @@ TRAININGS = {
     "flow_own": ("train_diffusion", DIFFUSION, ("autoencoder",)),
     "flow_l1": ("train_diffusion deterministic", DIFFUSION, ("autoencoder_l1",)),
     "flow_short": ("train_diffusion", SHORT, ()),
-    "autoencoder_float32": ("train_autoencoder", AUTOENCODER + " --precision float32", ()),
+    "autoencoder_short": ("train_autoencoder", "--train_size 1024 --epochs 1", ()),
+    "autoencoder_short_float32": ("train_autoencoder", "--train_size 1024 --epochs 1 --precision float32", ()),
 }
 # label: (config and overlays, steps of the sampler, the autoencoder's training or "" for the released one, the model's)
 RECIPES = {
@@ -103,7 +105,8 @@ def gather_results() -> dict[str, Any]:
         path = RUNS / folder_of(label) / "fidelity.json"
         if path.exists():
             result = json.loads(path.read_text())
-            volumes = {name: line["value"] for name, line in result["volumes"].items()}
+            values = {name: line["value"] for name, line in result["volumes"].items()}
+            volumes = {name: value if math.isfinite(value) else None for name, value in values.items()}
             recipes[label] = {"steps": steps, "volumes": volumes, "reconstruction": result["reconstruction"]}
     return {"trainings": trainings, "recipes": recipes}
 

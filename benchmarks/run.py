@@ -57,7 +57,7 @@ def plot_rows(rows: list[Row], path: Path) -> None:
     names = [f"{row.section}: {row.what}" for row in compared]
     left.barh(names, [row.ratio or 0 for row in compared], color="tab:blue", label="measured")
     left.scatter([row.least_ratio or 0 for row in compared], names, marker="|", s=400, color="black", label="aim")
-    left.set(xscale="log", xlabel="times faster than the reference")
+    left.set(xscale="log", xlim=(1, None), xlabel="times faster than the reference")
     left.legend(loc="lower right")
     for row in rows:
         if row.points:
@@ -74,8 +74,11 @@ def plot_rows(rows: list[Row], path: Path) -> None:
         curves[name] = [(steps, recipes[label]["volumes"][name]) for label, steps in labels.items() if label in recipes]
         curves[name].append((24576, released[name]["value"]))
         right.loglog(*zip(*curves[name], strict=True), marker="o", label=name)
-    right.axhline(0.06, color="black", linestyle=":", label="limit")
-    right.set(xlabel="steps of the diffusion model's training", ylabel="KS statistic", title="fidelity against compute")
+    invalid = [(steps, 1 - recipes[label]["volumes"]["valid"]) for label, steps in labels.items() if label in recipes]
+    invalid.append((24576, 1 - released["valid"]["value"]))
+    right.loglog(*zip(*invalid, strict=True), marker="s", color="black", label="share not valid")
+    right.axhline(0.06, color="black", linestyle=":", label="limit of KS")
+    right.set(xlabel="steps of the diffusion model's training", title="fidelity against compute")
     right.legend(fontsize="x-small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

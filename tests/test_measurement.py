@@ -54,7 +54,7 @@ def test_a_thousand_real_spheres_are_recovered():
         (torch.zeros(1, 64, 64, 64), "empty"),
         (torch.randn(1, 64, 64, 64), "no background"),
         (fill(ball(24)).index_fill(3, torch.tensor(32), torch.inf), "not finite"),
-        (fill(ball(8, cx=14) | ball(8, cx=48)), "2 separate parts"),
+        (fill(ball(8, cx=14) | ball(8, cx=48)), "separate parts: 2"),
         (fill(ball(24) & (X < 32)), "no ball"),
         (fill(((X - 32).abs() < 16) & ((Y - 32).abs() < 16) & ((Z - 32).abs() < 16)), "no ball"),
         (fill(ball(24) & ~ball(20)), "no ball"),

@@ -240,7 +240,7 @@ def _explain(row: Mapping[str, float], law: SphereLaw, dice_min: float) -> str:
     if row["voxels"] > 0.9 * law.size**3:  # the largest ball of the grid fills 0.52 of it
         return "no background: voxels other than 0 everywhere"
     if row["components"] > 1:
-        return f"{row['components']:.0f} separate parts"
+        return f"separate parts: {row['components']:.0f}"
     if row["dice"] < dice_min:
         return f"no ball: Dice {row['dice']:.3f} with the fitted one, below {dice_min}"
     slack = 0.5
