@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from dataclasses import fields
 from pathlib import Path
 
 import matplotlib
@@ -19,12 +19,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from commands import bench_commands, bench_validation
 from growth import bench_growth
-from measure import BUNDLE, RUNS, Row
-from recipes import read_results
+from measure import RUNS, Row
 from sampling import bench_sampling
 from spheres import bench_spheres
 from training import bench_autoencoder, bench_diffusion
-from whole import bench_memory, bench_whole
+from whole import bench_compute, bench_memory, bench_whole
 
 SECTIONS: dict[str, Callable[[], Iterable[Row]]] = {
     "spheres": bench_spheres,
@@ -36,6 +35,7 @@ SECTIONS: dict[str, Callable[[], Iterable[Row]]] = {
     "whole": bench_whole,
     "memory": bench_memory,
     "growth": bench_growth,
+    "compute": bench_compute,
 }
 
 
@@ -52,7 +52,9 @@ def format_row(row: Row) -> str:
 
 def plot_rows(rows: list[Row], path: Path) -> None:
     """Draw the ratios beside their aims, the growth of costs, and fidelity against compute."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(18, 5), layout="constrained", width_ratios=(2, 1.5, 1))
+    figure, (left, middle, right) = plt.subplots(
+        1, 3, figsize=(18, 6), layout="constrained", width_ratios=(2, 1.5, 1.5)
+    )
     compared = [row for row in rows if row.ratio is not None and row.least_ratio][::-1]
     names = [f"{row.section}: {row.what}" for row in compared]
     left.barh(names, [row.ratio or 0 for row in compared], color="tab:blue", label="measured")
@@ -61,25 +63,14 @@ def plot_rows(rows: list[Row], path: Path) -> None:
     left.legend(loc="lower right")
     for row in rows:
         if row.points:
-            sizes, costs = zip(*row.points, strict=True)
-            middle.loglog(sizes, costs, marker="o", label=f"{row.what}: {row.ours:.2f}")
+            panel = right if row.section == "compute" else middle
+            label = row.what if row.section == "compute" else f"{row.what}: {row.ours:.2f}"
+            panel.loglog(*zip(*row.points, strict=True), marker="o", label=label)
     middle.set(xlabel="size", ylabel="seconds", title="growth, with the exponent")
-    if middle.lines:
-        middle.legend(fontsize="x-small")
-    recipes = read_results()["recipes"]
-    labels = {"flow, 25, a quarter of the steps": 512, "flow, 25": 2048}
-    released = json.loads((BUNDLE / "models" / "fidelity.json").read_text())["volumes"]
-    curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    for name in ("ks_r", "ks_cx", "ks_cy", "ks_cz", "ks_a", "ks_b"):
-        curves[name] = [(steps, recipes[label]["volumes"][name]) for label, steps in labels.items() if label in recipes]
-        curves[name].append((24576, released[name]["value"]))
-        right.loglog(*zip(*curves[name], strict=True), marker="o", label=name)
-    invalid = [(steps, 1 - recipes[label]["volumes"]["valid"]) for label, steps in labels.items() if label in recipes]
-    invalid.append((24576, 1 - released["valid"]["value"]))
-    right.loglog(*zip(*invalid, strict=True), marker="s", color="black", label="share not valid")
-    right.axhline(0.06, color="black", linestyle=":", label="limit of KS")
-    right.set(xlabel="steps of the diffusion model's training", title="fidelity against compute")
-    right.legend(fontsize="x-small")
+    right.set(xlabel="steps of training", title="fidelity against compute")
+    for panel in (middle, right):
+        if panel.lines:
+            panel.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -90,20 +81,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], help="which to run; all by default")
     chosen = parser.parse_args().sections or list(SECTIONS)
-    rows: list[Row] = []
-    head = f"{'':<74} {'ours':>9} {'':<12} {'reference':>9} {'ratio':>7} {'aim':>9} {'share':>6}"
-
-    def run() -> Iterator[Row]:
-        for name in chosen:
-            yield from SECTIONS[name]()
-
+    path = RUNS / "benchmark.json"
+    # sections that are not asked for keep what was measured of them before
+    results = json.loads(path.read_text()) if path.exists() else {}
     print(f"{os.cpu_count()} cores, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'}")
-    print(head, flush=True)
-    for row in run():
-        rows.append(row)
-        print(format_row(row), flush=True)
-    RUNS.mkdir(parents=True, exist_ok=True)
-    (RUNS / "benchmark.json").write_text(json.dumps([row.as_dict() for row in rows], indent=1) + "\n")
+    print(f"{'':<74} {'ours':>9} {'':<12} {'reference':>9} {'ratio':>7} {'aim':>9} {'share':>6}", flush=True)
+    for name in chosen:
+        results[name] = []
+        for row in SECTIONS[name]():
+            results[name].append(row.as_dict())
+            print(format_row(row), flush=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    names = [field.name for field in fields(Row)]
+    rows = [Row(**{name: row[name] for name in names}) for section in SECTIONS for row in results.get(section, [])]
     plot_rows(rows, RUNS / "benchmark.png")
     print(f"saved to {RUNS}")
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 
 import torch
-from measure import Row, bundle_command, load_config, run_command, time_side_by_side
+from measure import BUNDLE, Row, bundle_command, load_config, run_command, time_side_by_side
+from recipes import read_results
 
 from scripts.latents import EncodedLatents
 
@@ -50,3 +52,33 @@ def bench_memory() -> Iterator[Row]:
             _, _, memory = run_command(command)
             most = 6 if batch == 8 and not cuda else None
             yield Row("whole training", f"peak host memory, {config}, batch {batch}", "GB", memory, most=most)
+    if cuda:
+        for config in ("train_autoencoder", "train_diffusion"):
+            settings = {"train_size": 64, "val_size": 2, "epochs": 1, "val_interval": 1000, "precision": "float16"}
+            trainer = load_config(config, train_batch_size=8, **settings).get_parsed_content("train#trainer")
+            torch.cuda.reset_peak_memory_stats()
+            trainer.run()
+            memory = torch.cuda.max_memory_allocated() / 1e9
+            yield Row("whole training", f"peak GPU memory, {config}, float16, batch 8", "GB", memory, most=12)
+
+
+def bench_compute() -> Iterator[Row]:
+    """Read what each stage reached after how many steps, from the recipes and the release."""
+    results = read_results()
+    released = json.loads((BUNDLE / "models" / "fidelity.json").read_text())
+    trainings, recipes = results["trainings"], results["recipes"]
+    steps = {"autoencoder_short": 128, "autoencoder": 512}
+    dice = [(count, 1 - trainings[name]["validation"]["dice"]) for name, count in steps.items()]
+    labels = {"flow, 25, a quarter of the steps": 512, "flow, 25": 2048}
+    curves = {
+        "1 - Dice of reconstructions, by autoencoder steps": [*dice, (5120, 1 - released["reconstruction"]["dice"])]
+    }
+    for name in ("valid", "ks_r", "ks_cx", "ks_cy", "ks_cz", "ks_a", "ks_b"):
+        values = [(count, recipes[label]["volumes"][name]) for label, count in labels.items()]
+        values.append((24576, released["volumes"][name]["value"]))
+        if name == "valid":
+            values, name = [(count, 1 - value) for count, value in values], "share not valid"
+        curves[f"{name}, by diffusion steps"] = values
+    for what, points in curves.items():
+        note = ", ".join(f"{count}: {value:.3g}" for count, value in points) + "; the last is the release"
+        yield Row("compute", what, "at the end", points[-1][1], note=note, points=points)
