@@ -53,14 +53,14 @@ def format_row(row: Row) -> str:
 def plot_rows(rows: list[Row], path: Path) -> None:
     """Draw the ratios beside their aims, the growth of costs, and fidelity against compute."""
     figure, (left, middle, right) = plt.subplots(
-        1, 3, figsize=(18, 6), layout="constrained", width_ratios=(2, 1.5, 1.5)
+        1, 3, figsize=(18, 7), layout="constrained", width_ratios=(2, 1.5, 1.5)
     )
     compared = [row for row in rows if row.ratio is not None and row.least_ratio][::-1]
     names = [f"{row.section}: {row.what}" for row in compared]
     left.barh(names, [row.ratio or 0 for row in compared], color="tab:blue", label="measured")
     left.scatter([row.least_ratio or 0 for row in compared], names, marker="|", s=400, color="black", label="aim")
     left.set(xscale="log", xlim=(1, None), xlabel="times faster than the reference")
-    left.legend(loc="lower right")
+    left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12))
     for row in rows:
         if row.points:
             panel = right if row.section == "compute" else middle
@@ -70,7 +70,7 @@ def plot_rows(rows: list[Row], path: Path) -> None:
     right.set(xlabel="steps of training", title="fidelity against compute")
     for panel in (middle, right):
         if panel.lines:
-            panel.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
+            panel.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.12))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
