@@ -42,6 +42,7 @@ class Row:
         least_share: which share of ``limit / ours`` is aimed at.
         most: the most that ``ours`` may be.
         note: what else there is to know.
+        why: why an aim may not hold, shown where one does not.
         points: (size, seconds), where ``ours`` was fitted to several measurements.
     """
 
@@ -55,6 +56,7 @@ class Row:
     least_share: float | None = None
     most: float | None = None
     note: str = ""
+    why: str = ""
     points: Sequence[tuple[float, float]] = ()
 
     @property

@@ -47,7 +47,10 @@ def format_row(row: Row) -> str:
     share = "" if row.share is None else f"{row.share:.0%}"
     verdict = f"MISSES: {'; '.join(row.misses)}" if row.misses else "ok" if aim or row.least_share else ""
     texts = f"{row.ours:>9.4g} {row.unit:<12} {reference:>9} {ratio:>7} {aim:>9} {share:>6}  {verdict}"
-    return f"{row.what:<74} {texts}".rstrip() + (f"\n    {row.note}" if row.note else "")
+    remarks = [row.note] if row.note else []
+    if row.misses and row.why:
+        remarks.append(f"why: {row.why}")
+    return "\n    ".join([f"{row.what:<74} {texts}".rstrip(), *remarks])
 
 
 def plot_rows(rows: list[Row], path: Path) -> None:

@@ -68,6 +68,7 @@ def bench_spheres(volumes: int = 256) -> Iterator[Row]:
         least_ratio=15,
         least_share=0.6,
         note=f"limit {limit:.2f} ms ({generator}'s normals), {each['reference'] / limit:.1f} times the reference",
+        why="a third is the normals; as much again is finding and filling the voxels, numpy's passes over the box",
     )
     for workers in (0, 1, 2):
         loader = DataLoader(dataset, batch_size=8, num_workers=workers, persistent_workers=workers > 0)
@@ -85,6 +86,7 @@ def bench_spheres(volumes: int = 256) -> Iterator[Row]:
             least_share=0.8,
             note=f"{1e3 / rate:.0f} volumes/s; limit: the rate of one core times the workers; "
             f"copying volumes into a batch alone takes {each['collate']:.2f} ms each",
+            why="page faults: each batch is new memory, with workers new shared memory",
         )
     if torch.cuda.is_available():
         device = torch.device("cuda:0")
