@@ -21,8 +21,7 @@ from typing import Any
 import psutil
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-ROOT = Path(__file__).resolve().parents[1]
-BUNDLE = ROOT / "bundle"
+BUNDLE = Path(__file__).resolve().parents[1] / "bundle"
 RUNS = BUNDLE / "runs" / "benchmark"
 sys.path.insert(1, str(BUNDLE))  # the bundle is used from its folder, not installed
 
@@ -131,7 +130,7 @@ def alternate(ours: Callable[[], Any], script: str, rounds: int = 3) -> tuple[fl
 
 
 def load_config(*names: str, initialize: bool = True, **settings: Any) -> ConfigParser:
-    """Read a config of the bundle and its overlays, as ``monai.bundle run`` does, and initialise it."""
+    """Read a config of the bundle and its overlays, as ``monai.bundle run`` does, and run its ``initialize`` list."""
     logging.disable(logging.INFO)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -149,7 +148,8 @@ def load_config(*names: str, initialize: bool = True, **settings: Any) -> Config
 
 def bundle_command(*names: str, **settings: Any) -> list[str]:
     """Make the command that runs a config and its overlays; output goes to a folder of its own unless it is named."""
-    settings.setdefault("output_dir", tempfile.mkdtemp())
+    if "output_dir" not in settings:
+        settings["output_dir"] = tempfile.mkdtemp()
     files = "[" + ",".join(f"'configs/{name}.json'" for name in names) + "]"
     options = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
     return [sys.executable, "-m", "monai.bundle", "run", "--config_file", files, *options]

@@ -13,18 +13,16 @@ import math
 import os
 import shlex
 import subprocess
-import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from measure import BUNDLE, bundle_command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-ROOT = Path(__file__).resolve().parents[1]
-BUNDLE = ROOT / "bundle"
 RUNS = BUNDLE / "runs" / "recipes"
-RESULTS = ROOT / "benchmarks" / "recipes.json"
+RESULTS = Path(__file__).with_name("recipes.json")
 
 # What every training of a stage gets. The moving average spans 200 steps instead of 1,000, for a training this short.
 AUTOENCODER = "--train_size 4096 --epochs 1"
@@ -69,9 +67,7 @@ def run_config(name: str, configs: str, options: str, result: str, threads: int)
     if (folder / result).exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    files = "[" + ",".join(f"'configs/{config}.json'" for config in configs.split()) + "]"
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", files, *shlex.split(options)]
-    command += ["--output_dir", str(folder)]
+    command = [*bundle_command(*configs.split(), output_dir=folder), *shlex.split(options)]
     print(f"{name}: {shlex.join(command[1:])}", flush=True)
     start = time.perf_counter()
     with (folder / "log.txt").open("w") as log:

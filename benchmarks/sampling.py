@@ -10,9 +10,10 @@ from measure import Row, load_config, time_side_by_side
 from recipes import read_results
 from reference_sampling import sample
 
+from scripts.fidelity import PARAMETERS
 from scripts.generator import VolumeGenerator
 
-STATISTICS = ("ks_r", "ks_cx", "ks_cy", "ks_cz", "ks_a", "ks_b")
+STATISTICS = tuple(f"ks_{name}" for name in PARAMETERS)
 
 
 def make_generator(**settings: str | int) -> VolumeGenerator:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from measure import Row, load_config, time_side_by_side
-from monai.data import DataLoader
+from measure import RUNS, Row, load_config, time_side_by_side
 from reference_spheres import draw_sphere
 from torch.utils.data import default_collate
+
+from scripts.benchmark import benchmark_loader
 
 
 def draw_batch(count: int, size: int, device: torch.device) -> torch.Tensor:
@@ -70,21 +70,16 @@ def bench_spheres(volumes: int = 256) -> Iterator[Row]:
         note=f"limit {limit:.2f} ms ({generator}'s normals), {each['reference'] / limit:.1f} times the reference",
         why="a third is the normals; as much again is finding and filling the voxels, numpy's passes over the box",
     )
-    for workers in (0, 1, 2):
-        loader = DataLoader(dataset, batch_size=8, num_workers=workers, persistent_workers=workers > 0)
-        next(iter(loader))  # starts the workers
-        start = time.perf_counter()
-        for _ in loader:
-            pass
-        rate = (time.perf_counter() - start) / volumes * 1e3
+    for row in benchmark_loader(dataset, batch_size=8, path=RUNS / "loader.csv", workers=(0, 1, 2)):
+        workers, rate = row["workers"], row["volumes_per_s"]
         yield Row(
             "spheres",
             f"a sphere through the data loader, batches of 8, {workers} workers",
             "ms",
-            rate,
+            1e3 / rate,
             limit=each["ours"] / max(workers, 1),
             least_share=0.8,
-            note=f"{1e3 / rate:.0f} volumes/s; limit: the rate of one core times the workers; "
+            note=f"{rate:.0f} volumes/s; limit: the rate of one core times the workers; "
             f"copying volumes into a batch alone takes {each['collate']:.2f} ms each",
             why="page faults: each batch is new memory, with workers new shared memory",
         )

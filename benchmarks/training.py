@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 from measure import Row, alternate, bundle_command, load_config, run_command, time_side_by_side
+from monai.bundle import ConfigParser
 from recipes import read_results
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -55,12 +56,18 @@ def bench_autoencoder(steps: int = 4) -> Iterator[Row]:
     yield Row("autoencoder", "peak memory of a training, batch 8", "GB", memory, most, most=most)
 
 
+def encode_seconds(config: ConfigParser) -> float:
+    """Time the encoding of a volume by the second stage's config."""
+    volumes, autoencoder = config.get_parsed_content("train#volumes"), config.get_parsed_content("autoencoder")
+    few = list(itertools.islice(volumes, 4))
+    seconds = time_side_by_side({"encode": lambda: EncodedLatents(few, autoencoder)})["encode"]
+    return seconds / sum(len(batch["image"]) for batch in few)
+
+
 def bench_diffusion(steps: int = 8) -> Iterator[Row]:
     """Compare a training step of the second stage, a volume seen, with the tutorial's."""
     config = load_config("train_diffusion", train_size=64 * steps, val_size=8, epochs=1, val_interval=1000)
-    volumes, autoencoder = config.get_parsed_content("train#volumes"), config.get_parsed_content("autoencoder")
-    few = list(itertools.islice(volumes, 4))
-    encode = time_side_by_side({"encode": lambda: EncodedLatents(few, autoencoder)})["encode"] / 32
+    encode = encode_seconds(config)
     seconds, reference, _ = alternate(config.get_parsed_content("train#trainer").run, "reference_diffusion.py")
     epochs = load_config("train_diffusion", initialize=False).get("epochs")
     step = seconds / (64 * steps)

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterator
 
 import torch
 from measure import BUNDLE, Row, bundle_command, load_config, run_command, time_side_by_side
 from recipes import read_results
-
-from scripts.latents import EncodedLatents
+from sampling import STATISTICS
+from training import encode_seconds
 
 
 def bench_whole(steps: int = 8) -> Iterator[Row]:
     """Add up the default trainings from parts that are measured here: steps, encoding, validation."""
     first = load_config("train_autoencoder", train_size=8 * steps, epochs=1, val_interval=1000)
     second = load_config("train_diffusion", train_size=64 * steps, val_size=256, epochs=1, val_interval=1000)
-    volumes, autoencoder = second.get_parsed_content("train#volumes"), second.get_parsed_content("autoencoder")
-    few = list(itertools.islice(volumes, 4))
     seconds = time_side_by_side(
         {
             "step": first.get_parsed_content("train#trainer").run,
             "validation": first.get_parsed_content("validate#evaluator").run,
             "latents": second.get_parsed_content("train#trainer").run,
-            "encode": lambda: EncodedLatents(few, autoencoder),
         }
     )
     minutes = {}
@@ -33,7 +29,7 @@ def bench_whole(steps: int = 8) -> Iterator[Row]:
         epoch = config.get("train_size") / config.get("train_batch_size") * seconds["step"] / steps
         minutes[name] = config.get("epochs") * (epoch + seconds["validation"]) / 60
     config = load_config("train_diffusion")
-    encode, seen = seconds["encode"] / 32, seconds["latents"] / (64 * steps)
+    encode, seen = encode_seconds(second), seconds["latents"] / (64 * steps)
     minutes["diffusion"] = config.get("train_size") * (encode + config.get("epochs") * seen) / 60
     most = 15 if torch.cuda.is_available() else 180
     note = ", ".join(f"{name} {value:.0f}" for name, value in minutes.items())
@@ -73,7 +69,7 @@ def bench_compute() -> Iterator[Row]:
     curves = {
         "1 - Dice of reconstructions, by autoencoder steps": [*dice, (5120, 1 - released["reconstruction"]["dice"])]
     }
-    for name in ("valid", "ks_r", "ks_cx", "ks_cy", "ks_cz", "ks_a", "ks_b"):
+    for name in ("valid", *STATISTICS):
         values = [(count, recipes[label]["volumes"][name]) for label, count in labels.items()]
         values.append((24576, released["volumes"][name]["value"]))
         if name == "valid":

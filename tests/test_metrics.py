@@ -32,3 +32,8 @@ def test_separable_ssim_refuses_other_dimensions():
     image = torch.zeros(1, 1, 8, 8)
     with pytest.raises(ValueError, match=r"must have 5 dimensions, got the shape \(1, 1, 8, 8\)"):
         SeparableSSIMMetric(spatial_dims=3)(image, image)
+
+
+def test_separable_ssim_refuses_other_windows():
+    with pytest.raises(ValueError, match="kernel_type='uniform': must be 'gaussian'"):
+        SeparableSSIMMetric(spatial_dims=3, kernel_type="uniform")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from monai.metrics import SSIMMetric
+from monai.metrics.regression import KernelType
 from monai.utils import CommonKeys
 
 from .distributions import ZeroInflatedNormal
@@ -55,14 +56,22 @@ class ReconstructionScores:
 
 
 class SeparableSSIMMetric(SSIMMetric):
-    """MONAI's ``SSIMMetric`` of Gaussian windows with the same values in about a tenth of the time on a CPU.
+    """MONAI's ``SSIMMetric`` of Gaussian windows with the same values in about a sixth of the time on a CPU.
 
     A Gaussian window is a product of one-dimensional ones. Along one axis, weighting all of its positions is a product
     with a banded matrix, where MONAI's convolves with the whole window: for 7 voxels, 21 weights instead of 343.
 
     Args:
         spatial_dims, data_range, win_size, kernel_sigma, k1, k2, reduction, get_not_nans: as for ``SSIMMetric``.
+
+    Raises:
+        ValueError: when ``kernel_type`` is not Gaussian.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.kernel_type != KernelType.GAUSSIAN:
+            raise ValueError(f"kernel_type={str(self.kernel_type)!r}: must be {str(KernelType.GAUSSIAN)!r}.")
 
     def _compute_metric(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Compute the SSIM of volumes (B, C, spatial), shape (B, 1)."""
