@@ -168,10 +168,16 @@ def test_shared_definitions_agree_across_configs():
     laws = [config["law"] for config in (autoencoder, diffusion, evaluate, data)]
     assert all(law == laws[0] for law in laws)
 
-    text = json.dumps(autoencoder["validate"]["additional_metrics"]).replace("@validate#", "@")
-    assert json.loads(text) == evaluate["additional_metrics"]
+    for key in ("metrics", "truth_metrics"):
+        text = json.dumps(autoencoder["validate"][key]).replace("@validate#", "@")
+        assert json.loads(text) == evaluate[key]
+    scans = [config["scans"] for config in (autoencoder, diffusion, data)]
+    assert all(part == scans[0] for part in scans)
+    preprocessing = [autoencoder["train"], diffusion["train"], data]
+    assert all(config["preprocessing"] == preprocessing[0]["preprocessing"] for config in preprocessing)
     assert autoencoder["validate"]["key_metric"] == evaluate["key_metric"]
-    for key in ("image_size", "num_inference_steps", "num_train_timesteps", "latent_shape", "data_range"):
+    keys = ("num_inference_steps", "num_train_timesteps", "latent_shape", "data_range")
+    for key in (*keys, "image_size", "latent_stride", "unet_stride", "split_seed", "channel", "spacing", "normalize"):
         values = [config[key] for config in (autoencoder, diffusion, inference, evaluate, data) if key in config]
         assert all(value == values[0] for value in values), key
     # model.pt is one for inference and evaluation: the same module of the same parts

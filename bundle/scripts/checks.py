@@ -41,6 +41,10 @@ def _is_writable(path: Any) -> bool:
         return False
 
 
+def _is_spacing(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 3 and all(is_number(x) and x > 0 for x in value)
+
+
 _POSITIVE_INTEGER = (lambda value: is_integer(value) and value > 0, "a positive integer")
 _COUNT = (lambda value: is_integer(value) and value >= 0, "an integer of at least 0")
 _WRITABLE = (_is_writable, "a folder that can be made and written to")
@@ -65,21 +69,31 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
             "classifier_epochs",
             "preview_size",
             "benchmark_size",
+            "latent_stride",
+            "unet_stride",
+            "training_volumes",
         ),
         _POSITIVE_INTEGER,
     ),
-    "seed": _COUNT,
-    "num_workers": _COUNT,
+    **dict.fromkeys(("seed", "split_seed", "num_workers", "channel"), _COUNT),
     "lr": (lambda value: is_number(value) and value > 0, "a number above 0"),
     "kl_weight": (lambda value: is_number(value) and value >= 0, "a number of at least 0"),
-    "resume": (lambda value: isinstance(value, bool), "true or false"),
+    **dict.fromkeys(("resume", "normalize"), (lambda value: isinstance(value, bool), "true or false")),
+    "spacing": (_is_spacing, "three numbers above 0, the size of a voxel in mm along x, y and z"),
     "output_dir": _WRITABLE,
     "ckpt_dir": _WRITABLE,
-    "dataset_dir": (lambda value: value == "", "empty here: evaluate.json alone takes a folder of volumes"),
+    "dataset_dir": (
+        lambda value: isinstance(value, (str, os.PathLike)),
+        "empty, or a folder, a pattern or a datalist of NIfTI volumes",
+    ),
 }
 
 # Keys whose value may not exceed another's, where both are given.
-LIMITS = (("train_batch_size", "train_size"), ("num_inference_steps", "num_train_timesteps"))
+LIMITS = (
+    ("train_batch_size", "train_size"),
+    ("train_batch_size", "training_volumes"),
+    ("num_inference_steps", "num_train_timesteps"),
+)
 
 
 def check_settings(**settings: Any) -> None:
@@ -89,7 +103,8 @@ def check_settings(**settings: Any) -> None:
         settings: the keys of a config that a user may override, as ``RULES`` names them, and their values.
 
     Raises:
-        SettingError: at the first value that breaks a rule, or that exceeds the key it is limited by.
+        SettingError: at the first value that breaks a rule, that exceeds the key it is limited by, or that the
+            networks' strides do not divide.
     """
     report_mistakes_plainly()
     for key, value in settings.items():
@@ -99,6 +114,13 @@ def check_settings(**settings: Any) -> None:
     for key, limit in LIMITS:
         if key in settings and limit in settings and settings[key] > settings[limit]:
             raise SettingError(f"{key}={settings[key]}: must be at most {limit}={settings[limit]}.")
+    # A convolution of stride 2 halves even sizes alone; an odd one would come back from the decoder another size.
+    stride = settings.get("latent_stride", 1) * settings.get("unet_stride", 1)
+    if "image_size" in settings and settings["image_size"] % stride:
+        raise SettingError(
+            f"image_size={settings['image_size']}: must be a multiple of {stride}, the strides of the networks "
+            f"multiplied (latent_stride * unet_stride)."
+        )
 
 
 def _find_mistake(error: BaseException | None) -> SettingError | None:

@@ -16,7 +16,7 @@ from scipy import stats
 from torch.utils.data import Dataset
 
 from .fidelity import standardise
-from .measurement import PARAMETERS, explain_invalid
+from .measurement import PARAMETERS, explain_invalid, measure_values
 from .spheres import SphereLaw
 
 logger = logging.getLogger(__name__)
@@ -103,19 +103,30 @@ def describe_sphere(parameters: Mapping[str, float]) -> str:
     )
 
 
-def plot_spheres(dataset: Dataset, count: int, path: str | os.PathLike) -> None:
-    """Draw the first spheres of a dataset, their true parameters in the titles.
+def describe_volume(values: Mapping[str, float]) -> str:
+    """Put what ``measure_spheres`` or ``measure_values`` found in a volume into a few lines."""
+    if "r" in values:
+        return describe_sphere(values)
+    return f"{values['voxels']:.0f} voxels\nmean {values['mean']:+.2f}, std {values['std']:.2f}"
+
+
+def plot_dataset(dataset: Dataset, count: int, path: str | os.PathLike) -> None:
+    """Draw the first volumes of a dataset; of spheres, their true parameters in the titles.
 
     Args:
-        dataset: a ``SphereDataset``, or another whose items have an image, ``r``, ``c``, ``a`` and ``b``.
+        dataset: items with an image under ``CommonKeys.IMAGE`` and, as ``SphereDataset``'s, ``r``, ``c``, ``a``, ``b``.
         count: how many to draw, at most.
         path: the PNG to write; its folder is made.
     """
     items = [dataset[i] for i in range(min(count, len(dataset)))]  # type: ignore[arg-type]
     titles = []
     for item in items:
-        cx, cy, cz = item["c"].tolist()
-        titles.append(describe_sphere({**{key: float(item[key]) for key in "rab"}, "cx": cx, "cy": cy, "cz": cz}))
+        if "r" in item:
+            cx, cy, cz = item["c"].tolist()
+            values = {**{key: float(item[key]) for key in "rab"}, "cx": cx, "cy": cy, "cz": cz}
+        else:
+            values = {name: float(value) for name, value in measure_values(item[CommonKeys.IMAGE][None]).items()}
+        titles.append(describe_volume(values))
     plot_volumes([{"": item[CommonKeys.IMAGE]} for item in items], titles, path, across=2)
     logger.info("saved to %s", path)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,8 +17,8 @@ from monai.utils import CommonKeys
 from monai.utils.enums import AdversarialIterationEvents
 from torch.utils.tensorboard import SummaryWriter
 
-from .figures import describe_sphere, plot_volumes, slices_image
-from .measurement import measure_spheres
+from .figures import describe_volume, plot_volumes, slices_image
+from .measurement import measure_spheres, measure_values
 
 
 class GradientClipper:
@@ -144,7 +144,7 @@ class TensorBoardSlices:
 
 
 class ReconstructionPicture:
-    """Draws the first volumes of an evaluation: image, noise-free signal, reconstruction, and a draw.
+    """Draws the first volumes of an evaluation: image, noise-free signal if known, reconstruction, and a draw.
 
     Args:
         path: the PNG to write.
@@ -164,30 +164,43 @@ class ReconstructionPicture:
         output = engine.state.output
         names = {"image": "image", "oracle": "signal", "reconstruction": "reconstruction", "sample": "draw"}
         rows = [
-            {shown: output[name][i] for name, shown in names.items()}
+            {shown: output[name][i] for name, shown in names.items() if name in output}
             for i in range(min(self.count, len(output["image"])))
         ]
-        titles = [
-            "true a = {:+.2f}, b = {:.2f}\ndecoded {:+.2f}, {:.2f}".format(*true, *decoded)
-            for true, decoded in zip(output["true_parameters"].tolist(), output["parameters"].tolist(), strict=True)
-        ]
+        kinds = {"true_parameters": "true a = {:+.2f}, b = {:.2f}", "parameters": "decoded {:+.2f}, {:.2f}"}
+        lines = [[text.format(*row) for row in output[kind].tolist()] for kind, text in kinds.items() if kind in output]
+        titles = ["\n".join(line) for line in zip(*lines, strict=True)]
         plot_volumes(rows, titles[: len(rows)], self.path)
 
 
 class SampleWriter:
     """Writes the volumes that an evaluator generates, the parameters measured in each, and a preview.
 
-    Volume ``i`` becomes ``sphere_0000i.nii.gz`` (float32, identity affine), its row of ``samples.csv`` holds ``file``
-    and what ``measure_spheres`` returns, and ``preview.png`` shows the slices of the first volumes.
+    Volume ``i`` becomes ``sphere_0000i.nii.gz`` (float32), its row of ``samples.csv`` holds ``file`` and what was
+    measured in it, and ``preview.png`` shows the slices of the first volumes.
 
     Args:
         output_dir: the folder to write to; it is made.
         preview_size: how many volumes to show.
+        prefix: what the files' names begin with.
+        spacing: size of a voxel along each axis, in mm.
+        spheres: whether the volumes are spheres, to be measured by ``measure_spheres``; of others the table holds
+            ``voxels`` (how many are not 0) and their ``mean`` and ``std``.
     """
 
-    def __init__(self, output_dir: str | os.PathLike, preview_size: int = 8) -> None:
+    def __init__(
+        self,
+        output_dir: str | os.PathLike,
+        preview_size: int = 8,
+        prefix: str = "sphere",
+        spacing: Sequence[float] = (1.0, 1.0, 1.0),
+        spheres: bool = True,
+    ) -> None:
         self.output_dir = Path(output_dir)
         self.preview_size = preview_size
+        self.prefix = prefix
+        self.affine = torch.diag(torch.tensor([*spacing, 1.0], dtype=torch.float64))
+        self.measure = measure_spheres if spheres else measure_values
         self.rows: list[dict[str, str | float]] = []
         self.preview: list[torch.Tensor] = []
         self.save = SaveImage(
@@ -214,10 +227,10 @@ class SampleWriter:
     def write(self, engine: Workflow) -> None:
         """Write a batch of volumes and measure them."""
         volumes = engine.state.output[CommonKeys.PRED].cpu()
-        measured = measure_spheres(volumes)
+        measured = self.measure(volumes)
         for k, (index, volume) in enumerate(zip(engine.state.batch["index"].tolist(), volumes, strict=True)):
-            name = f"sphere_{index:05d}.nii.gz"
-            self.save(volume, meta_data={"filename_or_obj": name, "affine": torch.eye(4), "space": "RAS"})
+            name = f"{self.prefix}_{index:05d}.nii.gz"
+            self.save(volume, meta_data={"filename_or_obj": name, "affine": self.affine, "space": "RAS"})
             # six digits are more than a measurement of a volume is worth
             self.rows.append({"file": name, **{key: float(f"{values[k]:.6g}") for key, values in measured.items()}})
         self.preview.extend(volumes[: self.preview_size - len(self.preview)])
@@ -228,5 +241,5 @@ class SampleWriter:
             table = csv.DictWriter(file, fieldnames=list(self.rows[0]))
             table.writeheader()
             table.writerows(self.rows)
-        titles = [f"{row['file']}\n{describe_sphere(row)}" for row in self.rows[: len(self.preview)]]  # type: ignore
+        titles = [f"{row['file']}\n{describe_volume(row)}" for row in self.rows[: len(self.preview)]]  # type: ignore
         plot_volumes([{"": volume} for volume in self.preview], titles, self.output_dir / "preview.png", across=2)

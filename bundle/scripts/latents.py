@@ -25,7 +25,7 @@ class EncodedLatents(Dataset):
     ``{CommonKeys.IMAGE: scaled latents, shape (C, d, h, w)}``.
 
     Args:
-        loader: batches of volumes, ``{CommonKeys.IMAGE: (B, 1, D, H, W)}``.
+        data: batches of volumes, ``{CommonKeys.IMAGE: (B, 1, D, H, W)}``.
         autoencoder: the frozen autoencoder; it stays on its own device.
         scale_factor: what latents are multiplied with; ``None`` measures it over the whole dataset, as Rombach et al.
             (2022), "High-Resolution Image Synthesis with Latent Diffusion Models", appendix G, do over one batch: the
@@ -39,7 +39,7 @@ class EncodedLatents(Dataset):
 
     def __init__(
         self,
-        loader: Iterable[dict[str, torch.Tensor]],
+        data: Iterable[dict[str, torch.Tensor]],
         autoencoder: VolumeAutoencoder,
         scale_factor: float | None = None,
         fresh: bool = True,
@@ -48,7 +48,7 @@ class EncodedLatents(Dataset):
         means, deviations = [], []
         autoencoder.eval()
         with torch.no_grad():
-            for batch in tqdm(loader, desc="encoding", unit="batch", leave=False):
+            for batch in tqdm(data, desc="encoding", unit="batch", leave=False):
                 mean, deviation = autoencoder.encode(batch[CommonKeys.IMAGE].to(device))
                 # Copied into numpy's memory: kept as they are, among the encoder's large activations, these small
                 # tensors fragment the host's memory: 22 GB of it over 8,192 volumes.

@@ -110,6 +110,24 @@ def _normal_ks(z: torch.Tensor, support: torch.Tensor) -> torch.Tensor:
     return torch.stack(distances)
 
 
+def measure_values(volumes: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Measure what can be measured in any volume with a background of 0.
+
+    Args:
+        volumes: shape (B, 1, D, H, W).
+
+    Returns:
+        Tensors of shape (B,), float64: ``voxels``, the number that are not 0, and their ``mean`` and ``std`` (NaN where
+        there is none).
+    """
+    values = volumes.flatten(1).double()
+    support = values != 0
+    count = support.sum(dim=1).double()
+    mean = values.sum(dim=1) / count
+    std = (((values - mean[:, None]) ** 2 * support).sum(dim=1) / count).sqrt()
+    return {"voxels": count, "mean": mean, "std": std}
+
+
 def measure_spheres(volumes: torch.Tensor, tolerance: float = 0.0) -> dict[str, torch.Tensor]:
     """Measure each volume: the maximum-likelihood sphere, how well it fits, and the texture within it.
 

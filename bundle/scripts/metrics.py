@@ -25,11 +25,14 @@ class ReconstructionScores:
 
     - ``reconstruction``: mean of the voxels' distribution, (B, 1, D, H, W);
     - ``sample``: a draw from the voxels' distribution, (B, 1, D, H, W);
-    - ``oracle``: what a perfect denoiser returns, the noise-free signal, (B, 1, D, H, W);
     - ``support`` and ``true_support``: predicted and true, (B, 1, D, H, W), 0 or 1;
-    - ``parameters`` and ``true_parameters``: decoded and true (a, b), (B, 2): the mean over the predicted support of
-      the voxels' mean and deviation;
-    - ``nll``: negative log-likelihood of the image, nats a voxel, (B,).
+    - ``nll``: negative log-likelihood of the image, nats a voxel, (B,);
+    - ``parameters``: decoded (a, b), (B, 2), the mean over the predicted support of the voxels' mean and deviation;
+
+    and of spheres, whose truth is known:
+
+    - ``oracle``: what a perfect denoiser returns, the noise-free signal, (B, 1, D, H, W);
+    - ``true_parameters``: the true (a, b), (B, 2).
 
     Example:
         In a config, ``"postprocessing": {"_target_": "scripts.metrics.ReconstructionScores"}`` with ``decollate`` off.
@@ -41,16 +44,18 @@ class ReconstructionScores:
         voxels = ZeroInflatedNormal.from_channels(data[CommonKeys.PRED])
         support = voxels.is_foreground.float()
         decoded = torch.stack([_average(voxels.loc, support), _average(voxels.scale, support)], dim=1)
-        true = torch.stack([data["a"], data["b"]], dim=1).to(decoded)
+        truth = {}
+        if "signal" in data:
+            true = torch.stack([data["a"], data["b"]], dim=1).to(decoded)
+            truth = {"oracle": data["signal"].to(image), "true_parameters": true}
         return {
             **data,
+            **truth,
             "reconstruction": voxels.mean,
             "sample": voxels.draw(torch.randn_like(voxels.loc)),
-            "oracle": data["signal"].to(image),
             "support": support,
             "true_support": (image != 0).float(),
             "parameters": decoded,
-            "true_parameters": true,
             "nll": -voxels.log_prob(image).mean(dim=(1, 2, 3, 4)),
         }
 

@@ -1,67 +1,173 @@
-"""Volumes from files: a folder of NIfTI files as a dataset."""
+"""Volumes from files: which they are, how they are split, and how one is read."""
 
 from __future__ import annotations
 
+import glob
+import json
 import os
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import torch
-from monai.data import Dataset
-from monai.transforms import Compose, EnsureChannelFirstd, EnsureTyped, LoadImaged
+from monai.data import Dataset, load_decathlon_datalist, partition_dataset
+from monai.transforms import Compose, EnsureTyped, LoadImage, MapTransform
 from monai.utils import CommonKeys
 
 from .checks import SettingError
 
+NIFTI = (".nii", ".nii.gz")
+# The sections of a datalist of MONAI's, and of the Medical Segmentation Decathlon's.
+SECTIONS = ("training", "validation", "test")
 
-class FolderDataset(Dataset):
-    """The NIfTI volumes of a folder (``*.nii``, ``*.nii.gz``), in the order of their names.
 
-    An item is ``{CommonKeys.IMAGE: (1, size, size, size) float32}``, a plain tensor.
+def list_volumes(dataset_dir: str | os.PathLike) -> dict[str, list[str]]:
+    """Find the NIfTI volumes that the key ``dataset_dir`` stands for, and look at each one's header.
 
     Args:
-        dataset_dir: the folder.
+        dataset_dir: a folder, whose ``*.nii`` and ``*.nii.gz`` are meant; a pattern, as ``scans/**/*_T1w.nii.gz``; or a
+            datalist, a JSON file of MONAI's form ``{"training": [{"image": path}, ...], "validation": ..., "test":
+            ...}``, the last two optional, paths relative to the file.
+
+    Returns:
+        Paths by section, ``training`` and, of a datalist alone, others of ``SECTIONS``; those of a folder or a pattern
+        in the order of their names.
+
+    Raises:
+        SettingError: when there is no such folder, file or volume, or a file is no NIfTI volume of 3 or 4 dimensions.
+    """
+    where = f"dataset_dir={os.fspath(dataset_dir)!r}"
+    path = Path(dataset_dir)
+    if path.suffix == ".json":
+        sections = _read_datalist(path, where)
+    elif path.is_dir():
+        sections = {"training": sorted(str(file) for file in path.iterdir() if file.name.endswith(NIFTI))}
+    elif glob.has_magic(str(path)):  # Path.glob takes no absolute pattern
+        files = glob.glob(str(path), recursive=True)  # noqa: PTH207
+        sections = {"training": sorted(file for file in files if file.endswith(NIFTI))}
+    else:
+        raise SettingError(f"{where}: no such folder; must be a folder, a pattern or a datalist of NIfTI volumes.")
+    if not sections["training"]:
+        raise SettingError(
+            f"{where}: holds no .nii or .nii.gz file; must be a folder, a pattern (for files further down, as "
+            f"'{path}/**/*.nii.gz') or a datalist of NIfTI volumes."
+        )
+    for files in sections.values():
+        for file in files:
+            read_shape(file)
+    return sections
+
+
+def _read_datalist(path: Path, where: str) -> dict[str, list[str]]:
+    try:
+        present = [name for name in SECTIONS if json.loads(path.read_text()).get(name)]
+        if "training" not in present:
+            raise ValueError("it has no 'training' volumes")
+        sections = {name: load_decathlon_datalist(path, is_segmentation=False, data_list_key=name) for name in present}
+        return {name: [os.fspath(item[CommonKeys.IMAGE]) for item in items] for name, items in sections.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise SettingError(
+            f"{where}: not a readable datalist ({error}); must be JSON of the form "
+            '{"training": [{"image": "a.nii.gz"}, ...]}.'
+        ) from error
+
+
+def read_shape(file: str | os.PathLike) -> tuple[int, ...]:
+    """Read the shape in a NIfTI file's header alone, so that a mistake in the last file shows before the first is used.
+
+    Raises:
+        SettingError: when the file is missing, is no NIfTI file, or has neither 3 nor 4 dimensions.
+    """
+    try:
+        shape: tuple[int, ...] = nibabel.load(file).shape  # type: ignore[attr-defined]
+    except Exception as error:  # gzip, zlib and nibabel each have their own
+        raise SettingError(f"dataset_dir: {file} can't be read as NIfTI: {error}") from error
+    if len(shape) not in (3, 4) or 0 in shape:
+        raise SettingError(f"dataset_dir: {file} has the shape {shape}; must be a volume, with or without channels.")
+    return shape
+
+
+def split_volumes(
+    dataset_dir: str | os.PathLike, seed: int = 0, fraction: float = 0.1
+) -> dict[str, list[dict[str, str]]]:
+    """Split volumes into training, validation and test sets, the same ones wherever the seed is the same.
+
+    Args:
+        dataset_dir: as for ``list_volumes``. A datalist's own sections stay as they are.
+        seed: of the shuffling.
+        fraction: share of the volumes for validation, and as many for the test; at least one each.
+
+    Returns:
+        Items ``{CommonKeys.IMAGE: path}`` by ``SECTIONS``.
+
+    Raises:
+        SettingError: as ``list_volumes``, or when there are too few volumes for a set each.
+    """
+    sections = list_volumes(dataset_dir)
+    missing = [name for name in SECTIONS if name not in sections]
+    volumes = sections["training"]
+    held_out = max(1, round(fraction * len(volumes)))
+    counts = [len(volumes) - len(missing) * held_out] + [held_out] * len(missing)
+    if counts[0] < 1:
+        raise SettingError(
+            f"dataset_dir={os.fspath(dataset_dir)!r}: {len(volumes)} volumes to train from; must be at least "
+            f"{1 + len(missing)}, for {', '.join(missing)} take one each."
+        )
+    parts = partition_dataset(volumes, ratios=counts, shuffle=True, seed=seed) if missing else [volumes]
+    sections |= dict(zip(["training", *missing], parts, strict=True))
+    return {name: [{CommonKeys.IMAGE: path} for path in sections[name]] for name in SECTIONS}
+
+
+class LoadVolumed(MapTransform):
+    """Loads one channel of a volume, channel first, float32, with its metadata; voxels that are not finite become 0.
+
+    Args:
+        keys: as for every dictionary transform of MONAI's; items hold the path of a file.
+        channel: which channel of a file of several.
+
+    Raises:
+        SettingError: when called, if a file can't be read (headers may be fine, and what follows cut off), or lacks
+            the channel.
+    """
+
+    def __init__(self, keys: str | Sequence[str] = CommonKeys.IMAGE, channel: int = 0) -> None:
+        super().__init__(keys)
+        self.channel = channel
+        self.load = LoadImage(image_only=True, ensure_channel_first=True)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Load the volumes of an item: each of shape (1, D, H, W)."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            try:
+                volume = self.load(item[key])
+            except Exception as error:  # gzip, zlib, nibabel and MONAI each have their own
+                raise SettingError(f"dataset_dir: {item[key]} can't be read as NIfTI: {error}") from error
+            if self.channel >= len(volume):
+                raise SettingError(f"channel={self.channel}: {item[key]} has {len(volume)}, counted from 0.")
+            item[key] = volume[self.channel : self.channel + 1].nan_to_num(0.0, 0.0, 0.0)
+        return item
+
+
+class FolderDataset(Dataset):
+    """Volumes as they are, to be scored: an item is ``{CommonKeys.IMAGE: (1, size, size, size) float32}``.
+
+    Args:
+        dataset_dir: as for ``list_volumes``; of a datalist, the training volumes.
         size: voxels along each axis that every volume has to have.
 
     Raises:
-        SettingError: when there is no such folder, it holds no NIfTI file, or a file is damaged or has another shape;
-            the message names the folder or the file.
+        SettingError: as ``list_volumes``, or when a file has another shape; the message names it.
     """
 
     def __init__(self, dataset_dir: str | os.PathLike, size: int) -> None:
-        folder = Path(str(dataset_dir))
-        files = sorted(path for path in folder.glob("*.nii*") if path.name.endswith((".nii", ".nii.gz")))
-        if not files:
-            what = "holds no .nii or .nii.gz file" if folder.is_dir() else "no such folder"
-            raise SettingError(f"dataset_dir={str(dataset_dir)!r}: {what}; must be a folder of NIfTI volumes.")
-        for path in files:
-            _check_shape(path, (size,) * 3)
-        key = CommonKeys.IMAGE
-        load = Compose(
-            [
-                _read,
-                EnsureChannelFirstd(key, channel_dim="no_channel"),
-                EnsureTyped(key, dtype=torch.float32, track_meta=False),
-            ]
-        )
-        super().__init__([{key: str(path)} for path in files], load)
-
-
-def _read(item: dict[str, str]) -> dict[str, torch.Tensor]:
-    """Load an item's file; its header was fine, but what follows may be cut off."""
-    try:
-        return LoadImaged(CommonKeys.IMAGE, image_only=True)(item)
-    except Exception as error:  # gzip, zlib, nibabel and MONAI each have their own
-        raise SettingError(f"dataset_dir: {item[CommonKeys.IMAGE]} can't be read as NIfTI: {error}") from error
-
-
-def _check_shape(path: Path, expected: tuple[int, ...]) -> None:
-    """Read a file's header alone, so that the mistake in the last file shows before the first is scored."""
-    try:
-        shape = nibabel.load(path).shape  # type: ignore[attr-defined]
-    except Exception as error:  # gzip, zlib and nibabel each have their own
-        raise SettingError(f"dataset_dir: {path} can't be read as NIfTI: {error}") from error
-    if shape != expected:
-        raise SettingError(
-            f"dataset_dir: {path} has the shape {shape}; must be {expected}, by image_size={expected[0]}."
-        )
+        files = list_volumes(dataset_dir)["training"]
+        for file in files:
+            shape = read_shape(file)
+            if shape != (size,) * 3:
+                raise SettingError(
+                    f"dataset_dir: {file} has the shape {shape}; must be {(size,) * 3}, by image_size={size}."
+                )
+        transform = Compose([LoadVolumed(), EnsureTyped(CommonKeys.IMAGE, dtype=torch.float32, track_meta=False)])
+        super().__init__([{CommonKeys.IMAGE: file} for file in files], transform)
