@@ -186,8 +186,9 @@ def score_diversity(
     )
     pool = torch.nn.AvgPool3d(min(4, *first.shape[2:]))
     mmd = MMDMetric()(pool(second), pool(first)).item()
-    # three of the usual five scales: the coarsest must still hold the window
-    ssim = MultiScaleSSIMMetric(spatial_dims=3, data_range=data_range, kernel_size=7, weights=(0.2, 0.4, 0.4))
+    # three of the usual five scales, two of volumes below 28 voxels: the coarsest must still hold the window
+    weights = (0.2, 0.4, 0.4) if min(first.shape[2:]) >= 28 else (0.5, 0.5)
+    ssim = MultiScaleSSIMMetric(spatial_dims=3, data_range=data_range, kernel_size=7, weights=weights)
     for i in range(count):
         ssim(first[i : i + 1], first[(i + 1) % count][None])
     return {"mmd": make_line(mmd), "ms_ssim": make_line(ssim.aggregate().item())}  # type: ignore[union-attr]
@@ -212,7 +213,7 @@ LABELS = {
     "rim_std": "rim over centre: deviation, less 1",
     "rim_fade": "rim less centre: mean, in a",
     "background": "background other than 0, share",
-    "mmd": "MMD (linear kernel) to real spheres",
+    "mmd": "MMD (linear kernel) to real volumes",
     "ms_ssim": "multi-scale SSIM between volumes",
     "classifier": "classifier's held-out accuracy",
 }
@@ -258,8 +259,8 @@ def write_fidelity(
     Args:
         path: the file to write; its folder is made.
         scored: lines of the volumes that were scored, as ``score_parameters`` and others return them.
-        real: the same statistics of as many real spheres.
-        reconstruction: metrics of the autoencoder on held-out spheres; empty when there is none.
+        real: the same statistics of real volumes.
+        reconstruction: metrics of the autoencoder on held-out volumes; empty when there is none.
         settings: what the evaluation was run with.
 
     Returns:
@@ -277,14 +278,17 @@ def write_fidelity(
     }
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(json.dumps(result, indent=2) + "\n")
-    untested = [name for name in (*(f"ks_{name}" for name in PARAMETERS), "rank_correlation") if name not in merged]
-    reasons = ", ".join(f"{reason} ({count})" for reason, count in merged["valid"]["reasons"].items())
+    untested, reasons = [], ""
+    if "valid" in merged:  # else these are no spheres, and no law is known
+        untested = [name for name in (*(f"ks_{name}" for name in PARAMETERS), "rank_correlation") if name not in merged]
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in merged["valid"]["reasons"].items())
+    verdict = f"beyond their limit: {', '.join(result['failed'])}" if result["failed"] else "every limit tested holds"
     logger.info(
-        "fidelity to the law\n%s\n%s%s%s\nsaved to %s",
+        "fidelity\n%s\n%s%s%ssaved to %s",
         format_table(merged, floor),
         f"not valid: {reasons}\n" if reasons else "",
         f"not tested: {', '.join(untested)}\n" if untested else "",
-        f"beyond their limit: {', '.join(result['failed'])}" if result["failed"] else "every limit tested holds",
+        f"{verdict}\n" if any("limit" in line for line in merged.values()) else "",
         path,
     )
     return result

@@ -41,7 +41,7 @@ def list_volumes(dataset_dir: str | os.PathLike) -> dict[str, list[str]]:
     path = Path(dataset_dir)
     if path.suffix == ".json":
         sections = _read_datalist(path, where)
-    elif path.is_dir():
+    elif path.is_dir() and os.fspath(dataset_dir):
         sections = {"training": sorted(str(file) for file in path.iterdir() if file.name.endswith(NIFTI))}
     elif glob.has_magic(str(path)):  # Path.glob takes no absolute pattern
         files = glob.glob(str(path), recursive=True)  # noqa: PTH207
