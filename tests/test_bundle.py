@@ -61,6 +61,18 @@ def test_the_generator_takes_and_returns_what_metadata_says():
     )
 
 
+def test_the_autoencoder_takes_and_returns_what_metadata_says():
+    options = {"meta_file": str(CONFIGS / "metadata.json"), "config_file": str(CONFIGS / "evaluate.json")}
+    verify_net_in_out(
+        net_id="reconstructor",
+        device="cpu",
+        **options,
+        **{"_meta_#network_data_format": METADATA["autoencoder_data_format"]},
+    )
+    with pytest.raises(ValueError, match="channel number"):  # of one channel, as the generator's
+        verify_net_in_out(net_id="reconstructor", device="cpu", **options)
+
+
 def test_a_wrong_shape_in_metadata_is_noticed(tmp_path):
     wrong = json.loads(json.dumps(METADATA))
     wrong["network_data_format"]["outputs"]["pred"]["num_channels"] = 3
@@ -182,6 +194,29 @@ def test_shared_definitions_agree_across_configs():
         assert all(value == values[0] for value in values), key
     # model.pt is one for inference and evaluation: the same module of the same parts
     assert set(inference["network_def"]) == set(evaluate["sample"]["network_def"])
+
+
+def find(config: dict, path: str):
+    for key in path.split("#"):
+        config = config[key]
+    return config
+
+
+def test_configs_have_the_keys_that_the_zoo_asks_for():
+    # the contributing guide of the model zoo, "Preferred Files and Keys"
+    for name in ("inference", "evaluate"):
+        for key in ("bundle_root", "device", "network_def", "inferer", "output_dir"):
+            assert key in load(name), (name, key)
+    for name in ("train_autoencoder", "train_diffusion"):
+        config = load(name)
+        for key in ("bundle_root", "device", "dataset_dir", "output_dir"):
+            assert key in config, (name, key)
+        for key in ("trainer", "trainer#max_epochs", "dataset", "dataset#data", "handlers", "inferer", "preprocessing"):
+            assert find(config["train"], key), (name, key)
+        for key in ("evaluator", "dataset", "dataset#data", "handlers", "inferer", "preprocessing", "key_metric"):
+            assert find(config["validate"], key), (name, key)
+        handlers = [h for h in config["train"]["handlers"] if h["_target_"] == "ValidationHandler"]
+        assert [handler["interval"] for handler in handlers] == ["@val_interval"]
 
 
 def test_files_of_the_zoo_are_there_and_small():

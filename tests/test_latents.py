@@ -93,7 +93,7 @@ from scripts.latents import EncodedLatents
 
 resident = []
 def loader():
-    for batch in workflow.parser.get_parsed_content("train#volumes"):
+    for batch in workflow.parser.get_parsed_content("train#dataset#data"):
         resident.append(psutil.Process().memory_info().rss)
         yield batch
 

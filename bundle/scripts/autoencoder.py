@@ -129,6 +129,22 @@ class DeterministicAutoencoder(VolumeAutoencoder):
         return super().decode(self.network.sampling(mean, deviation))
 
 
+class VolumeReconstructor(nn.Module):
+    """An autoencoder as a network of one input and one output, which MONAI's checks and exporters ask for.
+
+    Args:
+        autoencoder: reconstructs the volumes.
+    """
+
+    def __init__(self, autoencoder: VolumeAutoencoder) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Reconstruct volumes (B, 1, D, H, W); returns the decoder's channels (B, 3, D, H, W)."""
+        return self.autoencoder.reconstruct(x)
+
+
 class ReconstructionInferer(Inferer):
     """Runs an autoencoder on the mean of the latents, instead of a draw: the same volume, the same reconstruction."""
 

@@ -51,6 +51,12 @@ class VolumeGenerator(nn.Module):
         scheduler.set_timesteps(num_inference_steps)  # type: ignore[operator]  # every scheduler of MONAI's has it
         # In a tuple, for MONAI's RFlowScheduler can't be an attribute of a module (it never calls super().__init__).
         self._scheduler = (scheduler,)
+        self.requires_grad_(False)  # what is generated, or exported, carries no graph
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The sampler."""
+        return self._scheduler[0]
 
     @torch.no_grad()
     def forward(self, noise: torch.Tensor, texture: torch.Tensor | None = None) -> torch.Tensor:
@@ -64,7 +70,7 @@ class VolumeGenerator(nn.Module):
             Volumes, shape (B, 1, D, H, W), float32, background exactly 0.
         """
         # MONAI's annotations name its own networks and floats; what it uses of them is what these have.
-        inferer = LatentDiffusionInferer(self._scheduler[0], scale_factor=self.scale_factor)  # type: ignore[arg-type]
+        inferer = LatentDiffusionInferer(self.scheduler, scale_factor=self.scale_factor)  # type: ignore[arg-type]
         with autocast(noise, self.autoencoder.dtype):
             channels: torch.Tensor = inferer.sample(
                 noise,
@@ -76,6 +82,26 @@ class VolumeGenerator(nn.Module):
         if texture is None:
             texture = torch.randn_like(voxels.loc)
         return voxels.draw(texture)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Let ``torch.jit.script``, which can't read MONAI's networks, take a trace of this module instead.
+
+        So MONAI's ``ckpt_export`` works with and without ``use_trace``. The trace takes any number of volumes of any
+        size that the networks take, and draws another texture in each call.
+        """
+        example = torch.zeros(1, self.diffusion_model.in_channels, 4, 4, 4, device=self.scale_factor.device)
+        return _Traced(torch.jit.trace(self, example, check_trace=False))
+
+
+class _Traced(nn.Module):
+    """A traced module in one that can be scripted: the result of ``__prepare_scriptable__`` is scripted in its turn."""
+
+    def __init__(self, generator: torch.jit.ScriptModule) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, noise: torch.Tensor) -> torch.Tensor:
+        return self.generator(noise)
 
 
 class FixedBatchInferer(Inferer):

@@ -1,0 +1,110 @@
+"""The generator as files that run without this repository: an exported program, and ONNX of its noise-free part."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from monai.networks.schedulers import RFlowScheduler
+from torch import nn
+from torch.export import Dim, ExportedProgram
+
+from .distributions import ZeroInflatedNormal
+from .generator import VolumeGenerator
+
+logger = logging.getLogger(__name__)
+
+
+class UnrolledGenerator(nn.Module):
+    """A ``VolumeGenerator`` with its sampler's steps as a plain loop, which ``torch.export`` can follow.
+
+    ``LatentDiffusionInferer`` reads each timestep out of a tensor, and the exporter can't tell it beforehand; here the
+    timesteps are Python's numbers. The steps themselves are the scheduler's.
+
+    Args:
+        generator: with weights, in evaluation mode.
+        texture: whether to return volumes, with a fresh draw of their voxels in each call; else what is known of each
+            voxel before the draw.
+    """
+
+    def __init__(self, generator: VolumeGenerator, texture: bool = True) -> None:
+        super().__init__()
+        self.generator = generator
+        self.texture = texture
+        timesteps = generator.scheduler.timesteps.tolist()
+        self.timesteps = list(zip(timesteps, [*timesteps[1:], 0], strict=True))
+
+    def forward(self, noise: torch.Tensor) -> torch.Tensor:
+        """Generate from standard normal latents (B, C, d, h, w).
+
+        Returns:
+            Volumes (B, 1, D, H, W); or, without texture, (B, 3, D, H, W): the probability that a voxel is not
+            background, and the mean and standard deviation of its value if it is not.
+        """
+        scheduler, sample = self.generator.scheduler, noise
+        for timestep, following in self.timesteps:
+            times = torch.full((1,), timestep, dtype=torch.float32, device=noise.device)
+            output = self.generator.diffusion_model(sample, timesteps=times)
+            step = (timestep, sample, following) if isinstance(scheduler, RFlowScheduler) else (timestep, sample)
+            sample = scheduler.step(output, *step)[0]  # type: ignore[operator]
+        channels = self.generator.autoencoder.decode_stage_2_outputs(sample / self.generator.scale_factor)
+        voxels = ZeroInflatedNormal.from_channels(channels)
+        if self.texture:
+            return voxels.draw(torch.randn_like(voxels.loc))
+        return torch.cat([voxels.probs, voxels.loc, voxels.scale], dim=1)
+
+
+def export_program(generator: VolumeGenerator, latent_shape: Sequence[int], path: str | os.PathLike) -> ExportedProgram:
+    """Export the whole generator by ``torch.export``, for any number of volumes at a time.
+
+    Args:
+        generator: with weights; exported in its precision, for its device.
+        latent_shape: channels and size of the latents.
+        path: the file to write (``.pt2``); its folder is made.
+
+    Returns:
+        The program: ``torch.export.load(path).module()(noise)`` returns volumes, other ones in each call.
+    """
+    model = UnrolledGenerator(generator).eval()
+    example = torch.zeros(2, *latent_shape, device=generator.scale_factor.device)
+    with torch.no_grad():
+        program = torch.export.export(model, (example,), dynamic_shapes=({0: Dim("batch", min=1, max=1024)},))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    torch.export.save(program, path)
+    _log(path)
+    return program
+
+
+def export_onnx(generator: VolumeGenerator, latent_shape: Sequence[int], path: str | os.PathLike) -> None:
+    """Export the noise-free part of the generator as ONNX, for any number of volumes at a time.
+
+    Args:
+        generator: with weights; exported in its precision.
+        latent_shape: channels and size of the latents.
+        path: the file to write (``.onnx``); its folder is made. Its input is ``noise``, its output ``voxels``, as
+            ``UnrolledGenerator`` returns without texture. A volume is then, with ``p, mean, std`` its channels and
+            ``z`` standard normal, ``where(p > 0.5, mean + std * z, 0)``.
+    """
+    model = UnrolledGenerator(generator, texture=False).eval()
+    example = torch.zeros(2, *latent_shape, device=generator.scale_factor.device)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with torch.no_grad():
+        torch.onnx.export(
+            model,
+            (example,),
+            os.fspath(path),
+            dynamo=True,
+            input_names=["noise"],
+            output_names=["voxels"],
+            dynamic_shapes=({0: Dim("batch", min=1, max=1024)},),
+            external_data=False,  # one file, which can be copied
+            verbose=False,
+        )
+    _log(path)
+
+
+def _log(path: str | os.PathLike) -> None:
+    logger.info("exported %s, %.1f MB", path, Path(path).stat().st_size / 1e6)
