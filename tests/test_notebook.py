@@ -1,6 +1,7 @@
 """The Colab notebook: executed from top to bottom at toy sizes, on the CPU."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import BUNDLE
+from conftest import BUNDLE, CONFIGS
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
@@ -16,7 +17,7 @@ NOTEBOOK = BUNDLE / "docs" / "spheres_latent_diffusion.ipynb"
 SMOKE = """
 overlays = ["configs/smoke.json"]
 output_dir = {output_dir!r}
-sizes = {{"cpu": {{name: {{}} for name in sizes["cpu"]}}}}
+sizes = {{"cpu": {{name: {{key: keys[key] for key in keys if "#" in key}} for name, keys in sizes["cpu"].items()}}}}
 """
 
 
@@ -68,6 +69,24 @@ def test_it_stores_no_outputs():
     nbformat.validate(notebook)
     for cell in notebook.cells:
         assert cell.cell_type == "markdown" or (cell.outputs == [] and cell.execution_count is None), cell.id
+
+
+def test_its_sizes_are_keys_of_the_configs():
+    settings = next(cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.id == "settings")
+    values = {}
+    exec(settings, values)
+    configs = {
+        "preview": "data",
+        "autoencoder": "train_autoencoder",
+        "diffusion": "train_diffusion",
+        "samples": "inference",
+        "evaluation": "evaluate",
+    }
+    for size in values["sizes"].values():
+        assert size.keys() == configs.keys()
+        for name, keys in size.items():
+            config = json.loads((CONFIGS / f"{configs[name]}.json").read_text())
+            assert {key.partition("#")[0] for key in keys} <= config.keys()
 
 
 def test_it_runs_from_top_to_bottom(tmp_path):
