@@ -165,11 +165,12 @@ def test_shared_definitions_agree_across_configs():
     autoencoder, diffusion, inference, evaluate, data = map(
         load, ("train_autoencoder", "train_diffusion", "inference", "evaluate", "data")
     )
-    networks = [autoencoder["network_def"], diffusion["autoencoder_def"], inference["autoencoder_def"]]
-    networks += [evaluate["network_def"], evaluate["sample"]["autoencoder_def"]]
+    networks = [config["autoencoder_def"] for config in (autoencoder, diffusion, inference, evaluate)]
     assert all(network == networks[0] for network in networks)
-    unets = [diffusion["network_def"], inference["diffusion_def"], evaluate["sample"]["diffusion_def"]]
+    unets = [config["diffusion_def"] for config in (diffusion, inference, evaluate)]
     assert all(unet == unets[0] for unet in unets)
+    generative, convert = load("generative"), load("convert")["generative"]
+    assert all(generative[name] == convert[name] for name in ("autoencoder_def", "diffusion_def"))
     samplers = [diffusion["sampler"], inference["sampler"], evaluate["sampler"]]
     assert all(sampler == samplers[0] for sampler in samplers)
     # training adds noise by the schedule that sampling removes it by
@@ -177,6 +178,15 @@ def test_shared_definitions_agree_across_configs():
     overlay, every_step = load("diffusion"), load("ddpm")["sampler"]
     noise = {key: value for key, value in overlay["scheduler"].items() if key != "_target_"}
     assert noise.items() <= overlay["sampler"].items() and noise.items() <= every_step.items()
+    for name in ("scheduler", "sampler"):
+        expected = overlay[name] | {"_target_": f"scripts.generative.{overlay[name]['_target_']}"}
+        assert generative[name] == expected
+    scans_overlay = load("evaluate_scans")
+    assert scans_overlay["preprocessing"] == data["preprocessing"]
+    strides = [2 ** (len(config["autoencoder_def"]["channels"]) - 1) for config in (inference, load("tutorial"))]
+    assert strides == [inference["latent_stride"], load("tutorial")["latent_stride"]]
+    strides = [2 ** (len(config["diffusion_def"]["channels"]) - 1) for config in (inference, load("tutorial"))]
+    assert strides == [inference["unet_stride"], load("tutorial")["unet_stride"]]
     laws = [config["law"] for config in (autoencoder, diffusion, evaluate, data)]
     assert all(law == laws[0] for law in laws)
 

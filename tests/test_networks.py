@@ -9,7 +9,7 @@ from monai.networks.nets import AutoencoderKL, DiffusionModelUNet
 from monai.networks.schedulers import DDPMScheduler, RFlowScheduler
 
 from scripts.autoencoder import VolumeAutoencoder
-from scripts.diffusion import EncodedLatentDiffusionInferer, VelocityPrepareBatch
+from scripts.diffusion import AutocastInferer, VelocityPrepareBatch
 from scripts.generator import FixedBatchInferer, VolumeGenerator
 
 
@@ -111,12 +111,12 @@ def test_the_inferer_noises_scaled_latents_without_an_autoencoder(unet):
     scheduler = DDPMScheduler(
         num_train_timesteps=1000, schedule="scaled_linear_beta", beta_start=0.0015, beta_end=0.0195
     )
-    inferer = EncodedLatentDiffusionInferer(scheduler)
+    inferer = AutocastInferer(DiffusionInferer(scheduler))
     z, noise, t = torch.randn(2, 4, 4, 4, 4), torch.randn(2, 4, 4, 4, 4), torch.tensor([10, 900])
     with torch.no_grad():
         prediction = inferer(z, unet, noise=noise, timesteps=t)
         expected = unet(scheduler.add_noise(z, noise, t), t)
-        short = EncodedLatentDiffusionInferer(scheduler, dtype=torch.bfloat16)(z, unet, noise=noise, timesteps=t)
+        short = AutocastInferer(DiffusionInferer(scheduler), torch.bfloat16)(z, unet, noise=noise, timesteps=t)
     assert torch.equal(prediction, expected)
     assert short.dtype == torch.float32
     assert 0 < (short - expected).abs().mean() < 0.02 * expected.abs().mean()

@@ -82,6 +82,10 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "spacing": (_is_spacing, "three numbers above 0, the size of a voxel in mm along x, y and z"),
     "output_dir": _WRITABLE,
     "ckpt_dir": _WRITABLE,
+    "output_path": (
+        lambda value: isinstance(value, (str, os.PathLike)) and _is_writable(Path(value).absolute().parent),
+        "a file in a folder that can be made and written to",
+    ),
     "dataset_dir": (
         lambda value: isinstance(value, (str, os.PathLike)),
         "empty, or a folder, a pattern or a datalist of NIfTI volumes",

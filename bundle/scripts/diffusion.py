@@ -2,53 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from monai.engines import VPredictionPrepareBatch
-from monai.inferers import DiffusionInferer, LatentDiffusionInferer
-from monai.networks.nets import DiffusionModelUNet
+from monai.inferers import Inferer
 from monai.networks.schedulers import RFlowScheduler, Scheduler
+from torch import nn
 
 from .environment import autocast
 
 
-class EncodedLatentDiffusionInferer(LatentDiffusionInferer):
-    """``LatentDiffusionInferer`` for inputs that are latents already, encoded and scaled beforehand.
-
-    Only the training pass differs; ``sample`` is MONAI's.
+class AutocastInferer(Inferer):
+    """Runs another inferer with activations of a given type; MONAI's engines choose one for CUDA alone.
 
     Args:
-        scheduler: adds noise to the latents.
-        dtype: type of the diffusion model's activations: ``torch.float32``, or a shorter one for autocast. Mind
-            networks with convolutions on volumes of 2^3: on some CPUs their bf16 backward returns non-finite gradients
-            now and then (PyTorch 2.13), and the training skips these steps.
+        inferer: for latents that are encoded and scaled beforehand MONAI's ``DiffusionInferer``, which adds the noise
+            and asks the network for its prediction, or another package's.
+        dtype: type of the network's activations: ``torch.float32``, or a shorter one for autocast. Mind networks with
+            convolutions on volumes of 2^3: on some CPUs their bf16 backward returns non-finite gradients now and then
+            (PyTorch 2.13), and the training skips these steps.
     """
 
-    def __init__(self, scheduler: Scheduler, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__(scheduler=scheduler)
+    def __init__(self, inferer: Callable[..., torch.Tensor], dtype: torch.dtype = torch.float32) -> None:
+        self.inferer = inferer
         self.dtype = dtype
 
-    def __call__(  # type: ignore[override]
-        self,
-        inputs: torch.Tensor,
-        diffusion_model: DiffusionModelUNet,
-        noise: torch.Tensor,
-        timesteps: torch.Tensor,
-        condition: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Predict what the scheduler's ``prediction_type`` says from noisy latents.
-
-        Args:
-            inputs: scaled latents, shape (B, C, d, h, w).
-            diffusion_model: the noise predictor.
-            noise: of the shape of ``inputs``.
-            timesteps: shape (B,).
-            condition: context for the noise predictor's cross-attention, if it has one.
-
-        Returns:
-            The prediction, of the shape of ``inputs``, float32.
-        """
+    def __call__(self, inputs: torch.Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
+        """Infer from ``inputs``, shape (B, C, d, h, w); returns what the inferer does, in float32."""
         with autocast(inputs, self.dtype):
-            return DiffusionInferer.__call__(self, inputs, diffusion_model, noise, timesteps, condition).float()
+            return self.inferer(inputs, network, *args, **kwargs).float()
 
 
 class VelocityPrepareBatch(VPredictionPrepareBatch):

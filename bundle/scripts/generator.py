@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from monai.inferers import Inferer, LatentDiffusionInferer
 from monai.networks.nets import DiffusionModelUNet
@@ -24,6 +26,7 @@ class VolumeGenerator(nn.Module):
         autoencoder: decodes the latents; both networks run in its precision.
         scheduler: the sampler, MONAI's ``RFlowScheduler``, ``DDIMScheduler`` or ``DDPMScheduler``.
         num_inference_steps: steps of the sampler.
+        inferer: makes an inferer with the ``sample`` of ``LatentDiffusionInferer`` from scheduler and scale factor.
         scale_factor: what the latents were multiplied with in training; loaded weights bring their own.
 
     Raises:
@@ -36,6 +39,7 @@ class VolumeGenerator(nn.Module):
         autoencoder: VolumeAutoencoder,
         scheduler: Scheduler,
         num_inference_steps: int,
+        inferer: Callable[..., LatentDiffusionInferer] = LatentDiffusionInferer,
         scale_factor: float = 1.0,
     ) -> None:
         super().__init__()
@@ -51,6 +55,7 @@ class VolumeGenerator(nn.Module):
         scheduler.set_timesteps(num_inference_steps)  # type: ignore[operator]  # every scheduler of MONAI's has it
         # In a tuple, for MONAI's RFlowScheduler can't be an attribute of a module (it never calls super().__init__).
         self._scheduler = (scheduler,)
+        self._make_inferer = inferer
         self.requires_grad_(False)  # what is generated, or exported, carries no graph
 
     @property
@@ -70,7 +75,7 @@ class VolumeGenerator(nn.Module):
             Volumes, shape (B, 1, D, H, W), float32, background exactly 0.
         """
         # MONAI's annotations name its own networks and floats; what it uses of them is what these have.
-        inferer = LatentDiffusionInferer(self.scheduler, scale_factor=self.scale_factor)  # type: ignore[arg-type]
+        inferer = self._make_inferer(self.scheduler, scale_factor=self.scale_factor)
         with autocast(noise, self.autoencoder.dtype):
             channels: torch.Tensor = inferer.sample(
                 noise,

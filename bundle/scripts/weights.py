@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -23,19 +24,23 @@ def save_weights(network: nn.Module, path: str | os.PathLike, dtype: torch.dtype
         path: the file to write; its folder is made.
         dtype: type that the parameters are rounded to in the file; buffers stay as they are.
     """
-    path = Path(path)
+    rounded = {name: parameter.detach().to(dtype) for name, parameter in network.named_parameters()}
+    write_state(network.state_dict() | rounded, Path(path))
+    logger.info("saved %s", path)
+
+
+def write_state(weights: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write a state dict; an interruption leaves the earlier file as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
         temporary = Path(file.name)
         try:
-            rounded = {name: parameter.detach().to(dtype) for name, parameter in network.named_parameters()}
-            torch.save(network.state_dict() | rounded, file)
+            torch.save(weights, file)
         except BaseException:
             temporary.unlink()
             raise
     temporary.chmod(0o644)  # a temporary file is its owner's alone
     temporary.replace(path)
-    logger.info("saved %s", path)
 
 
 def load_weights(network: nn.Module, path: str | os.PathLike, key: str) -> nn.Module:
@@ -53,6 +58,17 @@ def load_weights(network: nn.Module, path: str | os.PathLike, key: str) -> nn.Mo
         SettingError: when the file is missing, is no readable state dict, or does not fit; it says how.
     """
     where = f"{key}={os.fspath(path)!r}"
+    weights = read_state(path, where)
+    differences = compare_states(weights, network.state_dict())
+    if differences:
+        shown = "; ".join(differences[:3]) + (f"; and {len(differences) - 3} more" if len(differences) > 3 else "")
+        raise SettingError(f"{where}: does not fit the network of this config: {shown}.")
+    network.load_state_dict(weights)
+    return network
+
+
+def read_state(path: str | os.PathLike, where: str) -> dict[str, torch.Tensor]:
+    """Read a state dict; ``where`` begins the message of the ``SettingError`` that a missing or damaged file raises."""
     if not Path(path).is_file():
         raise SettingError(f"{where}: no such file; allowed is a file of weights that this bundle's training wrote.")
     try:
@@ -61,8 +77,11 @@ def load_weights(network: nn.Module, path: str | os.PathLike, key: str) -> nn.Mo
         raise SettingError(f"{where}: not a readable file of weights (truncated or damaged?): {error}") from error
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise SettingError(f"{where}: not a state dict (a dictionary of tensors) of the network.")
+    return weights
 
-    expected = network.state_dict()
+
+def compare_states(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> list[str]:
+    """Say how weights differ from those expected, in names and shapes."""
     differences = [f"lacks {name}" for name in expected if name not in weights]
     differences += [f"has {name}, which the network lacks" for name in weights if name not in expected]
     differences += [
@@ -70,11 +89,7 @@ def load_weights(network: nn.Module, path: str | os.PathLike, key: str) -> nn.Mo
         for name, value in expected.items()
         if name in weights and weights[name].shape != value.shape
     ]
-    if differences:
-        shown = "; ".join(differences[:3]) + (f"; and {len(differences) - 3} more" if len(differences) > 3 else "")
-        raise SettingError(f"{where}: does not fit the network of this config: {shown}.")
-    network.load_state_dict(weights)
-    return network
+    return differences
 
 
 def newest_checkpoint(folder: str | os.PathLike) -> str | None:

@@ -1,0 +1,164 @@
+"""The monai-generative package as a backend: the same numbers, weights that pass both ways, every config."""
+
+import copy
+import json
+
+import pytest
+import torch
+from conftest import BUNDLE, make_workflow, run_workflow
+from monai.bundle import ConfigParser
+from monai.networks.blocks import SpatialAttentionBlock
+
+from scripts.checks import SettingError
+from scripts.conversion import convert_weights
+
+
+def read_networks(generative: bool) -> ConfigParser:
+    """Both networks, new, of one package."""
+    overlays = ["diffusion", *(["generative"] if generative else [])]
+    parser = ConfigParser()
+    parser.read_config([str(BUNDLE / "configs" / f"{name}.json") for name in ("inference", *overlays)])
+    parser["precision"], parser["device"] = "float32", "cpu"
+    return parser
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """The whole generator of both packages with the same weights: the released ones, by the documented command."""
+    core, generative = read_networks(False), read_networks(True)
+    core = core.get_parsed_content("network_def").eval()
+    generative = generative.get_parsed_content("network_def").eval()
+    core.load_state_dict(torch.load(BUNDLE / "models" / "model.pt"))
+    path = tmp_path_factory.mktemp("converted") / "model.pt"
+    run_workflow("inference", "convert", output_path=str(path))
+    generative.load_state_dict(torch.load(path))
+    return core, generative
+
+
+def assert_equal_numbers(a: torch.Tensor, b: torch.Tensor) -> None:
+    """Within 1e-5, of the largest value where that is above 1: a decoder's log-odds go up to a hundred."""
+    torch.testing.assert_close(a, b, atol=1e-5 * max(1.0, float(a.abs().max())), rtol=0)
+
+
+def test_both_packages_networks_agree(pair):
+    core, generative = pair
+    x = torch.randn(1, 3, 64, 64, 64)
+    z, t = torch.randn(2, 4, 4, 4, 4), torch.tensor([3, 700])
+    with torch.no_grad():
+        for a, b in zip(core.autoencoder.network.encode(x), generative.autoencoder.network.encode(x), strict=True):
+            assert_equal_numbers(a, b)
+        for decode in ("decode", "decode_stage_2_outputs"):
+            a, b = (getattr(one.autoencoder.network, decode)(z) for one in pair)
+            assert_equal_numbers(a, b)
+        a, b = core.diffusion_model(z, t), generative.diffusion_model(z, t)
+    assert_equal_numbers(a, b)
+    assert a.abs().mean() > 0.1, "a network that returns nothing agrees with every other"
+
+
+def test_both_packages_samplers_agree(pair):
+    noise = torch.randn(2, 4, 4, 4, 4)
+    latents = []
+    for one in pair:
+        inferer = one._make_inferer(one.scheduler, scale_factor=1.0)
+        assert type(inferer).__module__.split(".")[0] == ("monai" if one is pair[0] else "generative")
+
+        class Latents(torch.nn.Module):
+            """Instead of a decoder, which would square the differences away."""
+
+            def decode_stage_2_outputs(self, z):
+                return z
+
+        with torch.no_grad():
+            latents.append(
+                inferer.sample(
+                    input_noise=noise,
+                    autoencoder_model=Latents(),
+                    diffusion_model=one.diffusion_model,
+                    verbose=False,
+                )
+            )
+    assert_equal_numbers(*latents)
+    texture = torch.randn(2, 1, 64, 64, 64)
+    volumes = [one(noise, texture) for one in pair]
+    same = (volumes[0] != 0) == (volumes[1] != 0)
+    assert (~same).float().mean() < 1e-5  # voxels whose odds are even but for rounding
+    torch.testing.assert_close(volumes[0][same], volumes[1][same], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model_autoencoder.pt"])
+def test_weights_pass_both_ways_by_one_command(name, tmp_path):
+    source = BUNDLE / "models" / name
+    there, back = tmp_path / "there.pt", tmp_path / "back.pt"
+    run_workflow("inference", "convert", model_path=str(source), output_path=str(there))
+    run_workflow("inference", "convert", model_path=str(there), output_path=str(back))
+    first, middle, last = (torch.load(path) for path in (source, there, back))
+    assert set(middle) != set(first) == set(last)
+    # one projection of each of the autoencoder's attentions is folded into another: the same function
+    changed = {key for key in first if not torch.equal(first[key], last[key])}
+    assert changed and all(".attn.to_v." in key or ".attn.out_proj." in key for key in changed)
+    again = tmp_path / "again.pt"
+    run_workflow("inference", "convert", model_path=str(back), output_path=str(again))
+    again = torch.load(again)
+    assert all(torch.equal(middle[key], again[key]) for key in middle if "proj_attn" not in key)
+
+
+def test_an_attention_without_counterpart_is_refused(tmp_path):
+    network = torch.nn.Sequential(SpatialAttentionBlock(3, 32, num_head_channels=16, norm_num_groups=1))
+    path = tmp_path / "network.pt"
+    torch.save(network.state_dict(), path)
+    with pytest.raises(SettingError, match="an attention of 2 heads"):
+        convert_weights(path, tmp_path / "out.pt", [(network, network)])
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    path = tmp_path / "other.pt"
+    torch.save({"weight": torch.zeros(3)}, path)
+    with pytest.raises(RuntimeError) as failure:
+        run_workflow("inference", "convert", model_path=str(path), output_path=str(tmp_path / "out.pt"))
+    error = failure.value
+    while not isinstance(error, SettingError):
+        error = error.__cause__
+    assert "fits neither MONAI's nor monai-generative's" in str(error)
+    assert not (tmp_path / "out.pt").exists()
+
+
+def test_the_backend_trains_samples_and_evaluates(tmp_path):
+    sizes = {"image_size": 32, "epochs": 1, "train_size": 8}
+    run_workflow("train_autoencoder", "generative", "smoke", output_dir=str(tmp_path), **sizes)
+    paths = {"autoencoder_path": str(tmp_path / "model_autoencoder.pt")}
+    workflow = run_workflow("train_diffusion", "generative", "smoke", output_dir=str(tmp_path), **sizes, **paths)
+    for name in ("network_def", "autoencoder_def", "scheduler", "sampler", "diffusion_inferer"):
+        assert type(workflow.parser.get_parsed_content(name)).__module__.startswith("generative."), name
+    paths["model_path"] = str(tmp_path / "model.pt")
+    run_workflow("evaluate", "generative", "smoke", output_dir=str(tmp_path), image_size=32, **paths)
+    assert json.loads((tmp_path / "fidelity.json").read_text())["settings"]["num_samples"] == 4
+    del paths["autoencoder_path"]
+    run_workflow("inference", "generative", "smoke", output_dir=str(tmp_path), image_size=32, **paths)
+    # the weights, converted, generate the same volumes in MONAI's networks
+    run_workflow("inference", "convert", model_path=paths["model_path"], output_path=str(tmp_path / "core.pt"))
+    generators = [
+        make_workflow("inference", *overlays, "smoke", model_path=path, precision="float32", device="cpu")
+        for overlays, path in ((["generative"], paths["model_path"]), (["diffusion"], str(tmp_path / "core.pt")))
+    ]
+    noise, texture = torch.randn(1, 4, 2, 2, 2), torch.randn(1, 1, 32, 32, 32)
+    volumes = [one.parser.get_parsed_content("network_def").eval()(noise, texture) for one in generators]
+    torch.testing.assert_close(*volumes, atol=1e-4, rtol=0)
+
+
+def test_the_tutorial_s_own_sizes_build_and_take_a_step(tmp_path):
+    sizes = {"image_size": 16, "epochs": 1, "train_size": 1, "train_batch_size": 1, "val_size": 1}
+    run_workflow("train_autoencoder", "tutorial", "smoke", output_dir=str(tmp_path), **sizes)
+    path = str(tmp_path / "model_autoencoder.pt")
+    workflow = make_workflow(
+        "train_diffusion", "tutorial", "smoke", output_dir=str(tmp_path), autoencoder_path=path, **sizes
+    )
+    trainer = workflow.parser.get_parsed_content("train#trainer")
+    before = copy.deepcopy(trainer.network.state_dict())
+    trainer.run()  # and not the whole workflow, whose checkpoint would be 3 GB
+    assert trainer.state.iteration == 1
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in trainer.network.state_dict().items())
+    count = {
+        name: sum(p.numel() for p in workflow.parser.get_parsed_content(name).parameters())
+        for name in ("network_def", "autoencoder_def")
+    }
+    assert count["network_def"] > 1.5e8 and count["autoencoder_def"] > 2e7
