@@ -6,10 +6,11 @@ import csv
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from ignite.engine import Events
-from ignite.handlers import TerminateOnNan
+from ignite.handlers import EMAHandler, TerminateOnNan
 from monai.engines import AdversarialTrainer, SupervisedTrainer, Workflow
 from monai.engines.utils import IterationEvents
 from monai.transforms import SaveImage
@@ -113,6 +114,23 @@ class EpochSeed:
     def __call__(self, engine: Workflow) -> None:
         """Seed the epoch that starts."""
         torch.manual_seed(self.seed * 1_000_003 + engine.state.epoch)
+
+
+class WeightAverage(EMAHandler):
+    """ignite's moving average of the weights, from those that a training starts with.
+
+    ignite's own starts from the weights at its making; a federated client is handed the server's after that.
+    """
+
+    def attach(self, engine: Workflow, *args: Any, **kwargs: Any) -> None:
+        """Register with a trainer; a checkpoint that is loaded at the start has to be attached later."""
+        super().attach(engine, *args, **kwargs)
+        engine.add_event_handler(Events.STARTED, self.start)
+
+    def start(self, engine: Workflow) -> None:
+        """Take over the weights of a training that begins, not of one that goes on."""
+        if engine.state.iteration == 0:
+            self.ema_model.load_state_dict(self.model.state_dict())
 
 
 class TensorBoardSlices:
