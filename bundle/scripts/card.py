@@ -39,8 +39,8 @@ BODY = """
 | --- | --- | --- | --- | --- |
 {volumes}
 
-Reconstruction of {test_size} held-out spheres; a name in `_oracle` is what a perfect denoiser scores, `_ratio` the model's
-share of it.
+Reconstruction of {test_size} held-out spheres; a name in `_oracle` is what a perfect denoiser scores, one in `_ratio`
+the model's score over it.
 
 | metric | value |
 | --- | --- |

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler, TerminateOnNan
 from monai.engines import AdversarialTrainer, SupervisedTrainer, Workflow
 from monai.engines.utils import IterationEvents
@@ -122,12 +122,12 @@ class WeightAverage(EMAHandler):
     ignite's own starts from the weights at its making; a federated client is handed the server's after that.
     """
 
-    def attach(self, engine: Workflow, *args: Any, **kwargs: Any) -> None:
+    def attach(self, engine: Engine, *args: Any, **kwargs: Any) -> None:
         """Register with a trainer; a checkpoint that is loaded at the start has to be attached later."""
         super().attach(engine, *args, **kwargs)
         engine.add_event_handler(Events.STARTED, self.start)
 
-    def start(self, engine: Workflow) -> None:
+    def start(self, engine: Engine) -> None:
         """Take over the weights of a training that begins, not of one that goes on."""
         if engine.state.iteration == 0:
             self.ema_model.load_state_dict(self.model.state_dict())
