@@ -187,6 +187,20 @@ def test_a_federated_client_trains_evaluates_and_returns_weights(
     assert {path.name for path in tmp_path.iterdir()} == {"train", "evaluate", "other"}
 
 
+def test_a_federation_may_end_a_client_s_training(tmp_path, bundle_stays):
+    client = MonaiAlgo(
+        bundle_root=str(BUNDLE),
+        config_train_filename=["configs/train_autoencoder.json", "configs/smoke.json"],
+        train_kwargs={**SMALL, "bundle_root": str(BUNDLE), "output_dir": str(tmp_path)},
+        config_evaluate_filename=None,
+    )
+    client.initialize()
+    client.trainer.add_event_handler(Events.ITERATION_COMPLETED, client.finalize)
+    client.train(ExchangeObject(weights=copied(client.trainer.network.state_dict())))
+    assert client.trainer.state.iteration == 1
+    assert client.get_weights().weight_type == WeightType.WEIGHT_DIFF
+
+
 def test_the_archive_holds_the_bundle_s_files_and_nothing_else(dist, tmp_path):
     path = dist / f"{NAME}_v{METADATA['version']}.zip"
     names = zipfile.ZipFile(path).namelist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -86,9 +87,12 @@ class StopOnNaN(TerminateOnNan):
         engine.add_event_handler(Events.TERMINATE, self.fail)
 
     def fail(self, engine: Workflow) -> None:
-        """Raise ``FloatingPointError``."""
+        """Raise ``FloatingPointError``, unless somebody else ended the training, as a federation does."""
+        loss = float(engine.state.output[self.key])
+        if math.isfinite(loss):
+            return
         raise FloatingPointError(
-            f"the loss is {float(engine.state.output[self.key])} in epoch {engine.state.epoch}, iteration "
+            f"the loss is {loss} in epoch {engine.state.epoch}, iteration "
             f"{engine.state.iteration}: training stopped. The last good checkpoint is in {self.ckpt_dir}; resume from "
             "it with a lower lr, or with precision float32."
         )
