@@ -5,7 +5,7 @@ BIN := $(abspath $(VENV))/bin
 BUNDLE := $(BIN)/python -m monai.bundle run
 SMOKE := configs/smoke.json
 
-.PHONY: help setup dev generate train evaluate publish figures smoke test benchmark recipes lint format clean
+.PHONY: help setup dev generate train evaluate publish figures bundle card smoke test benchmark recipes lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -48,6 +48,12 @@ figures: setup  ## from the released weights, the pictures of the documents and 
 	cp bundle/runs/figures/reconstructions.png bundle/runs/figures/fidelity.png bundle/docs/figures
 	cp bundle/runs/figures/fidelity.json bundle/models
 
+bundle: dev  ## the bundle as a folder and a zip archive for other machines, into dist
+	cd bundle && $(BIN)/python -m scripts.archive ../dist
+
+card: dev  ## the model card of the Hugging Face hub, as bundle/README.md
+	cd bundle && $(BIN)/python -m scripts.card
+
 smoke: setup  ## train both stages, generate and evaluate, in a minute or two: the whole path of code
 	cd bundle && $(BUNDLE) --config_file "['configs/train_autoencoder.json','$(SMOKE)']" --output_dir runs/smoke/autoencoder
 	cd bundle && $(BUNDLE) --config_file "['configs/train_diffusion.json','$(SMOKE)']" --output_dir runs/smoke/diffusion \
@@ -76,4 +82,4 @@ format: dev  ## let ruff mend what it can
 	$(BIN)/ruff format .
 
 clean:  ## remove the environment and everything that runs wrote
-	rm -rf $(VENV) bundle/runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) bundle/runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from ignite.engine import Events
-from ignite.handlers import TerminateOnNan
+from ignite.engine import Engine, Events
+from ignite.handlers import EMAHandler, TerminateOnNan
 from monai.engines import AdversarialTrainer, SupervisedTrainer, Workflow
 from monai.engines.utils import IterationEvents
 from monai.transforms import SaveImage
@@ -85,9 +87,12 @@ class StopOnNaN(TerminateOnNan):
         engine.add_event_handler(Events.TERMINATE, self.fail)
 
     def fail(self, engine: Workflow) -> None:
-        """Raise ``FloatingPointError``."""
+        """Raise ``FloatingPointError``, unless somebody else ended the training, as a federation does."""
+        loss = float(engine.state.output[self.key])
+        if math.isfinite(loss):
+            return
         raise FloatingPointError(
-            f"the loss is {float(engine.state.output[self.key])} in epoch {engine.state.epoch}, iteration "
+            f"the loss is {loss} in epoch {engine.state.epoch}, iteration "
             f"{engine.state.iteration}: training stopped. The last good checkpoint is in {self.ckpt_dir}; resume from "
             "it with a lower lr, or with precision float32."
         )
@@ -113,6 +118,23 @@ class EpochSeed:
     def __call__(self, engine: Workflow) -> None:
         """Seed the epoch that starts."""
         torch.manual_seed(self.seed * 1_000_003 + engine.state.epoch)
+
+
+class WeightAverage(EMAHandler):
+    """ignite's moving average of the weights, from those that a training starts with.
+
+    ignite's own starts from the weights at its making; a federated client is handed the server's after that.
+    """
+
+    def attach(self, engine: Engine, *args: Any, **kwargs: Any) -> None:
+        """Register with a trainer; a checkpoint that is loaded at the start has to be attached later."""
+        super().attach(engine, *args, **kwargs)
+        engine.add_event_handler(Events.STARTED, self.start)
+
+    def start(self, engine: Engine) -> None:
+        """Take over the weights of a training that begins, not of one that goes on."""
+        if engine.state.iteration == 0:
+            self.ema_model.load_state_dict(self.model.state_dict())
 
 
 class TensorBoardSlices:
