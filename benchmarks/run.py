@@ -18,6 +18,7 @@ import torch
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from commands import bench_commands, bench_validation
+from exports import bench_exports
 from growth import bench_growth
 from measure import RUNS, Row
 from sampling import bench_sampling
@@ -30,6 +31,7 @@ SECTIONS: dict[str, Callable[[], Iterable[Row]]] = {
     "autoencoder": bench_autoencoder,
     "diffusion": bench_diffusion,
     "sampling": bench_sampling,
+    "exports": bench_exports,
     "validation": bench_validation,
     "commands": bench_commands,
     "whole": bench_whole,
