@@ -19,7 +19,7 @@ from monai.utils import CommonKeys
 from scipy import stats
 from torch.utils.data import Dataset
 
-from .measurement import PARAMETERS, explain_invalid
+from .measurement import PARAMETERS, explain_invalid, measure_spheres
 from .spheres import SphereLaw
 
 logger = logging.getLogger(__name__)
@@ -111,6 +111,12 @@ def score_parameters(measured: Mapping[str, np.ndarray], law: SphereLaw) -> dict
         **_score_independence(uniform),
         **_score_texture(measured),
     }
+
+
+def score_volumes(volumes: Dataset, law: SphereLaw) -> dict[str, dict[str, Any]]:
+    """Measure volumes, (1, D, H, W) under ``CommonKeys.IMAGE``, and test them; returns ``score_parameters``'s lines."""
+    rows = [measure_spheres(volumes[i][CommonKeys.IMAGE][None]) for i in range(len(volumes))]  # type: ignore[arg-type]
+    return score_parameters({name: torch.cat([row[name] for row in rows]).numpy() for name in rows[0]}, law)
 
 
 def _score_marginals(uniform: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
