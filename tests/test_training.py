@@ -112,8 +112,10 @@ def test_an_epoch_leaves_checkpoint_best_final_weights_and_tensorboard(stage, ov
     assert saved["trainer"]["iteration"] == 2
 
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
-    metrics = set(workflow.evaluator.state.metrics)
-    assert {"train/loss", "train/lr", "volumes_per_s"} | metrics <= set(events.Tags()["scalars"])
+    metrics = {f"validation/{name}" for name in workflow.evaluator.state.metrics}
+    train = {"loss", "epoch_loss", "learning_rate", "volumes_per_s", "skipped_steps"}
+    assert {f"train/{name}" for name in train} | metrics <= set(events.Tags()["scalars"])
+    assert all("/" in tag for kind in ("scalars", "images") for tag in events.Tags()[kind])
     assert {"slices/input", "slices/reconstruction", "slices/sample"} <= set(events.Tags()["images"])
 
 

@@ -82,11 +82,14 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 LIMITS = (("train_batch_size", "train_size"), ("num_inference_steps", "num_train_timesteps"))
 
 
-def check_settings(**settings: Any) -> None:
+def check_settings(**settings: Any) -> dict[str, Any]:
     """Check keys against their rules, before any work, and let mistakes found later be reported as plainly.
 
     Args:
         settings: the keys of a config that a user may override, as ``RULES`` names them, and their values.
+
+    Returns:
+        The settings.
 
     Raises:
         SettingError: at the first value that breaks a rule, or that exceeds the key it is limited by.
@@ -99,6 +102,7 @@ def check_settings(**settings: Any) -> None:
     for key, limit in LIMITS:
         if key in settings and limit in settings and settings[key] > settings[limit]:
             raise SettingError(f"{key}={settings[key]}: must be at most {limit}={settings[limit]}.")
+    return settings
 
 
 def _find_mistake(error: BaseException | None) -> SettingError | None:
