@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,9 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from .figures import slices_image
+
+# it tells of every file that it has read to its end
+logging.getLogger("tensorboard").setLevel(logging.WARNING)
 
 
 def write_epoch(engine: Workflow, writer: SummaryWriter, group: str, attributes: Sequence[str] = ()) -> None:
@@ -166,13 +170,13 @@ def plot_curves(curves: Mapping[str, Curve], last_step: int) -> str:
         An SVG.
     """
     names = [name for name in curves if name.removesuffix("_oracle") == name or name[: -len("_oracle")] not in curves]
-    columns = 4
+    columns = 5
     rows = -(-len(names) // columns)
-    figure = Figure(figsize=(3 * columns, 0.5 + 2 * rows))
+    figure = Figure(figsize=(2.2 * columns, 0.5 + 1.7 * rows))
     figure.subplots_adjust(
-        left=0.05, right=0.99, bottom=0.45 / figure.get_figheight(), top=1 - 0.3 / figure.get_figheight()
+        left=0.045, right=0.99, bottom=0.45 / figure.get_figheight(), top=1 - 0.3 / figure.get_figheight()
     )
-    figure.subplots_adjust(wspace=0.3, hspace=0.55)
+    figure.subplots_adjust(wspace=0.35, hspace=0.65)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis, name in zip(axes.flat, names, strict=False):
         steps, values = curves[name]
@@ -189,7 +193,7 @@ def plot_curves(curves: Mapping[str, Curve], last_step: int) -> str:
             axis.legend(fontsize=7, frameon=False)
         axis.set_title(f"{name.replace('_', ' ')}: {values[-1]:.4g}", fontsize=9, loc="left")
         axis.set_xlabel("step" if steps[-1] == last_step else "epoch", fontsize=8)
-        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axis.tick_params(labelsize=7)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes.flat[len(names) :]:
