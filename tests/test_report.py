@@ -12,7 +12,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from conftest import BUNDLE
+from conftest import BUNDLE, CONFIGS
 
 from scripts.checks import SettingError
 from scripts.fidelity import LABELS
@@ -83,6 +83,12 @@ def test_generation_and_evaluation_end_with_volumes_table_and_fidelity(generated
         row = next(row for row in page.split("<tr>") if f"<td>{label}</td>" in row)
         assert f"<td>{line['value']:.4f}</td>" in row and verdict in row, name
     assert page.count(">FAILS<") == len(fidelity["failed"]) > 0  # two epochs on 16 volumes
+
+
+@pytest.mark.parametrize("config", ["train_autoencoder", "train_diffusion", "inference", "evaluate"])
+def test_the_report_is_the_last_step_so_that_its_failure_loses_no_work(config):
+    steps = json.loads((CONFIGS / f"{config}.json").read_text())["run"]
+    assert steps[-1]["_target_"] == "scripts.report.write_report"
 
 
 def test_the_page_loads_nothing(smoke, generated):

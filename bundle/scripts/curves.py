@@ -189,8 +189,17 @@ def plot_curves(curves: Mapping[str, Curve], last_step: int) -> str:
         else:
             axis.plot(steps, values, color="C0", linewidth=1.4, marker="o", markersize=2.5)
         if f"{name}_oracle" in curves:
-            axis.plot(*curves[f"{name}_oracle"], color="C1", linewidth=1.2, linestyle="--", label="perfect denoiser")
-            axis.legend(fontsize=7, frameon=False)
+            steps, best = curves[f"{name}_oracle"]
+            axis.plot(steps, best, color="C1", linewidth=1.2, linestyle="--")
+            axis.margins(y=0.2)  # room for the words
+            axis.annotate(
+                f"perfect denoiser: {best[-1]:.4g}",
+                (steps[0], best[0]),
+                (0, 2),
+                textcoords="offset points",
+                fontsize=7,
+                color="C1",
+            )
         axis.set_title(f"{name.replace('_', ' ')}: {values[-1]:.4g}", fontsize=9, loc="left")
         axis.set_xlabel("step" if steps[-1] == last_step else "epoch", fontsize=8)
         axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
