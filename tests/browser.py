@@ -104,13 +104,13 @@ def take_pictures(runs: Path, run: Path, figures: Path) -> None:
     ]
     with open_browser() as browser:
         with serve_tensorboard(runs) as address:
-            page = new_page(browser, height=1050)
-            page.goto(f"{address}/?pinnedCards={urllib.parse.quote(json.dumps(cards))}#timeseries")
+            page = new_page(browser, height=960)
+            page.goto(f"{address}/?smoothing=0.2&pinnedCards={urllib.parse.quote(json.dumps(cards))}#timeseries")
             page.get_by_role("button", name="Close side pane").click()
             page.locator("image-card img").nth(2).wait_for()
             page.wait_for_timeout(3000)  # charts are drawn after their cards
             save_picture(page, figures / "tensorboard.png")
-        page = new_page(browser, height=1050)
+        page = new_page(browser, height=920)
         page.goto((run / "report.html").resolve().as_uri())
         page.locator("#gallery button").last.wait_for()
         save_picture(page, figures / "report.png")
