@@ -100,8 +100,10 @@ def test_tensorboard_has_the_custom_charts(browser, address):
 def test_tensorboard_has_the_settings_beside_the_metrics(browser, address):
     page = open_tensorboard(browser, address, "hparams")
     table = page.locator("tf-hparams-table-view")
-    for text in ("epochs", "kl_weight", "train/epoch_loss", "autoencoder/tensorboard", "diffusion/tensorboard"):
-        expect(table.get_by_text(text).first).to_be_attached(timeout=SOON)
+    # of both stages, although they have different settings and metrics
+    names = ("kl_weight", "precision", "validation/ssim_ratio", "validation/val_loss")
+    for text in (*names, "autoencoder/tensorboard", "diffusion/tensorboard"):
+        expect(table.get_by_text(text, exact=True).first).to_be_attached(timeout=SOON)
     page.context.close()
 
 

@@ -140,8 +140,10 @@ def test_tensorboard_has_a_layout_and_settings_beside_metrics_without_a_run_of_t
     page = {tag: HParamsPluginData.FromString(content) for tag, content in events.PluginTagToContent("hparams").items()}
     settings = page[SESSION_START_INFO_TAG].session_start_info.hparams
     assert settings["epochs"].number_value == 2 and settings["precision"].string_value
-    assert not any(name.endswith("_dir") for name in settings)
-    assert {metric.name.tag for metric in page[EXPERIMENT_TAG].experiment.metric_infos} <= set(scalars)
+    assert ("kl_weight" in settings) == (stage == "train_autoencoder")
+    listed = page[EXPERIMENT_TAG].experiment
+    assert {"epochs", "kl_weight"} <= {hparam.name for hparam in listed.hparam_infos}
+    assert {metric.name.tag for metric in listed.metric_infos} & set(scalars)
     assert page[SESSION_END_INFO_TAG].session_end_info.status == Status.STATUS_SUCCESS
 
     losses = [event.value for event in events.Scalars("train/loss")]

@@ -76,16 +76,18 @@ class TensorBoardSlices:
 class TensorBoardOverview:
     """Fills the pages Custom Scalars and HParams of TensorBoard for a training.
 
-    The HParams page reads the metrics from the run's own curves, so that it follows a training while it runs, and a
-    metric that was never measured stays empty. ``SummaryWriter.add_hparams`` would write their values once, into a run
-    of its own that then stands beside this one in every list.
+    The HParams page sets a run's settings beside the last values of its curves, so that it follows a training while it
+    runs, and a metric that was never measured stays empty. ``SummaryWriter.add_hparams`` would write such values once,
+    into a run of its own that then stands beside this one in every list.
 
     Args:
         writer: where to write.
         layout: charts by title, by heading, as ``SummaryWriter.add_custom_scalars`` takes them. Tags are regular
             expressions that match from the start.
-        settings: what the run was started with. Numbers and texts are shown, but no folders.
-        metrics: tags of the curves to set beside the settings.
+        settings: what the run was started with.
+        compared: names of the settings to show. TensorBoard takes this list and the next from one of the runs that it
+            finds; so both are the same for each stage, and name what only another has as well.
+        metrics: tags of the curves to set beside them.
     """
 
     def __init__(
@@ -93,16 +95,15 @@ class TensorBoardOverview:
         writer: SummaryWriter,
         layout: Mapping[str, Mapping[str, Sequence[Any]]],
         settings: Mapping[str, Any],
+        compared: Sequence[str],
         metrics: Sequence[str],
     ) -> None:
         self.writer = writer
         self.layout = layout
-        shown = {
-            name: value
-            for name, value in settings.items()
-            if isinstance(value, (int, float, str)) and not isinstance(value, bool) and not name.endswith("_dir")
-        }
-        self.experiment, self.session_start, self.session_end = hparams(shown, dict.fromkeys(metrics))
+        # a setting that this stage lacks is a number
+        listed = {name: settings.get(name, 0) for name in compared}
+        self.experiment, _, self.session_end = hparams(listed, dict.fromkeys(metrics))
+        _, self.session_start, _ = hparams({name: settings[name] for name in compared if name in settings}, {})
 
     def attach(self, engine: Workflow) -> None:
         """Register with a trainer."""
@@ -110,7 +111,7 @@ class TensorBoardOverview:
         engine.add_event_handler(Events.COMPLETED, self.finish)
 
     def start(self, engine: Workflow) -> None:
-        """Write the layout, the settings and the names of the metrics."""
+        """Write the layout, the settings, and what to show beside them."""
         self.writer.add_custom_scalars(self.layout)
         self._write(self.experiment, self.session_start)
 
