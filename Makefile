@@ -5,7 +5,8 @@ BIN := $(abspath $(VENV))/bin
 BUNDLE := $(BIN)/python -m monai.bundle run
 SMOKE := configs/smoke.json
 
-.PHONY: help setup dev generate train evaluate publish figures bundle card smoke test benchmark recipes lint format clean
+.PHONY: help setup dev generate train evaluate publish figures bundle card smoke test browser chromium screenshots
+.PHONY: benchmark recipes lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -63,8 +64,20 @@ smoke: setup  ## train both stages, generate and evaluate, in a minute or two: t
 	cd bundle && $(BUNDLE) --config_file "['configs/evaluate.json','$(SMOKE)']" --output_dir runs/smoke/evaluate \
 		--autoencoder_path runs/smoke/autoencoder/model_autoencoder.pt --model_path runs/smoke/diffusion/model.pt
 
-test: dev  ## the test suite
-	$(BIN)/python -m pytest
+test: dev  ## the test suite, but for what needs a browser
+	$(BIN)/python -m pytest -m "not browser"
+
+browser: dev chromium  ## TensorBoard and the report in headless Chromium, which is installed if it is missing (Debian)
+	$(BIN)/python -m pytest -m browser
+
+chromium:
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+		(apt-get update --quiet --quiet && apt-get install --yes --quiet --quiet --no-install-recommends chromium)
+
+RUNS ?= bundle/runs
+RUN ?= bundle/runs/inference
+screenshots: dev chromium  ## pictures of TensorBoard on the trainings below RUNS and of the report of RUN, for the documents
+	$(BIN)/python tests/browser.py --runs $(RUNS) --run $(RUN) --figures bundle/docs/figures
 
 benchmark: setup  ## what is fast and by how much, beside the references of benchmarks/, into bundle/runs/benchmark
 	TQDM_DISABLE=1 $(BIN)/python benchmarks/run.py $(ONLY)

@@ -58,6 +58,16 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
+def generated(smoke: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What inference and then evaluation write with the weights of ``smoke``, in one folder."""
+    path = tmp_path_factory.mktemp("generated")
+    weights = {key: str(smoke[key]) for key in ("autoencoder_path", "model_path")}
+    for name in ("inference", "evaluate"):
+        run_workflow(name, "smoke", output_dir=str(path), **weights)
+    return path
+
+
+@pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six real spheres, of seed 3 and the stream "test", as NIfTI files."""
     path = tmp_path_factory.mktemp("volumes")

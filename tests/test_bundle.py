@@ -202,6 +202,8 @@ def test_shared_definitions_agree_across_configs():
     for key in (*keys, "image_size", "latent_stride", "unet_stride", "split_seed", "channel", "spacing", "normalize"):
         values = [config[key] for config in (autoencoder, diffusion, inference, evaluate, data) if key in config]
         assert all(value == values[0] for value in values), key
+    for key in ("compared", "metrics"):  # TensorBoard shows those of one run for all
+        assert autoencoder["train"]["overview"][key] == diffusion["train"]["overview"][key]
     # model.pt is one for inference and evaluation: the same module of the same parts
     assert set(inference["network_def"]) == set(evaluate["sample"]["network_def"])
 

@@ -159,6 +159,8 @@ def test_every_key_of_the_contract_stands_at_the_top_and_is_checked(name):
     top = list(config)[: next(i for i, value in enumerate(config.values()) if isinstance(value, dict))]
     assert keys <= set(top)
     steps = [step for step in config["initialize"] if isinstance(step, dict)]
+    if "@settings" in config["initialize"]:
+        steps.append(config["settings"])
     checked = {key for step in steps for key in step} | {step.get("key") for step in steps}
     if "@folder#dataset" in config["initialize"]:
         checked |= {"dataset_dir"}

@@ -1,5 +1,6 @@
 """Both stages of training: a step, a validation, an epoch, a resume, and what must stop or be skipped."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,6 +9,10 @@ import torch
 from conftest import make_workflow, run_workflow
 from ignite.engine import Events
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams.api_pb2 import Status
+from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG, SESSION_END_INFO_TAG, SESSION_START_INFO_TAG
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from scripts.handlers import GradientClipper
 
@@ -112,9 +117,49 @@ def test_an_epoch_leaves_checkpoint_best_final_weights_and_tensorboard(stage, ov
     assert saved["trainer"]["iteration"] == 2
 
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
-    metrics = set(workflow.evaluator.state.metrics)
-    assert {"train/loss", "train/lr", "volumes_per_s"} | metrics <= set(events.Tags()["scalars"])
+    metrics = {f"validation/{name}" for name in workflow.evaluator.state.metrics}
+    train = {"loss", "epoch_loss", "learning_rate", "volumes_per_s", "skipped_steps"}
+    assert {f"train/{name}" for name in train} | metrics <= set(events.Tags()["scalars"])
+    assert all("/" in tag for kind in ("scalars", "images") for tag in events.Tags()[kind])
     assert {"slices/input", "slices/reconstruction", "slices/sample"} <= set(events.Tags()["images"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_tensorboard_has_a_layout_and_settings_beside_metrics_without_a_run_of_their_own(stage, smoke):
+    folder = smoke[stage.removeprefix("train_")] / "tensorboard"
+    assert [path.name.split(".")[0] for path in folder.iterdir()] == ["events"]
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    scalars = events.Tags()["scalars"]
+
+    layout = layout_pb2.Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    charts = [chart for category in layout.category for chart in category.chart]
+    assert len(charts) >= 4
+    for chart in charts:
+        assert all(any(re.match(tag, scalar) for scalar in scalars) for tag in chart.multiline.tag), chart.title
+
+    page = {tag: HParamsPluginData.FromString(content) for tag, content in events.PluginTagToContent("hparams").items()}
+    settings = page[SESSION_START_INFO_TAG].session_start_info.hparams
+    assert settings["epochs"].number_value == 2 and settings["precision"].string_value
+    assert ("kl_weight" in settings) == (stage == "train_autoencoder")
+    listed = page[EXPERIMENT_TAG].experiment
+    assert {"epochs", "kl_weight"} <= {hparam.name for hparam in listed.hparam_infos}
+    assert {metric.name.tag for metric in listed.metric_infos} & set(scalars)
+    assert page[SESSION_END_INFO_TAG].session_end_info.status == Status.STATUS_SUCCESS
+
+    losses = [event.value for event in events.Scalars("train/loss")]
+    epochs = [event.value for event in events.Scalars("train/epoch_loss")]
+    steps = len(losses) // len(epochs)
+    assert epochs == pytest.approx([sum(losses[i * steps : (i + 1) * steps]) / steps for i in range(len(epochs))])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_training_that_never_validates_runs_to_its_end(stage, overrides):
+    settings = overrides(stage, val_interval=5)
+    run_workflow(stage, "smoke", **settings)
+    folder = Path(settings["output_dir"])
+    tags = EventAccumulator(str(folder / "tensorboard")).Reload().Tags()
+    assert "train/epoch_loss" in tags["scalars"] and not tags["images"]
+    assert "Slices" not in (folder / "report.html").read_text()
 
 
 @pytest.mark.parametrize(("stage", "lr", "epochs"), [("train_autoencoder", 4e-4, 8), ("train_diffusion", 1e-3, 10)])

@@ -100,11 +100,14 @@ LIMITS = (
 )
 
 
-def check_settings(**settings: Any) -> None:
+def check_settings(**settings: Any) -> dict[str, Any]:
     """Check keys against their rules, before any work, and let mistakes found later be reported as plainly.
 
     Args:
         settings: the keys of a config that a user may override, as ``RULES`` names them, and their values.
+
+    Returns:
+        The settings.
 
     Raises:
         SettingError: at the first value that breaks a rule, that exceeds the key it is limited by, or that the
@@ -125,6 +128,7 @@ def check_settings(**settings: Any) -> None:
             f"image_size={settings['image_size']}: must be a multiple of {stride}, the strides of the networks "
             f"multiplied (latent_stride * unet_stride)."
         )
+    return settings
 
 
 def _find_mistake(error: BaseException | None) -> SettingError | None:

@@ -225,7 +225,7 @@ LABELS = {
 }
 
 
-def _describe_line(line: Mapping[str, Any]) -> str:
+def describe_line(line: Mapping[str, Any]) -> str:
     """Put what is known beside a line's value into words."""
     if "p_value" in line:
         return f"p = {line['p_value']:.3f}"
@@ -248,7 +248,7 @@ def format_table(scored: Mapping[str, Mapping[str, Any]], real: Mapping[str, Map
         floor = f"{real[name]['value']:>9.4f}" if name in real else f"{'':>9}"
         limit = f"{'>=' if line['least'] else '<='} {line['limit']:.4f}" if "limit" in line else ""
         verdict = "" if "ok" not in line else "ok" if line["ok"] else "FAILS"
-        row = f"{label:<36} {line['value']:>9.4f} {floor} {limit:>9}  {verdict:<5}  {_describe_line(line)}"
+        row = f"{label:<36} {line['value']:>9.4f} {floor} {limit:>9}  {verdict:<5}  {describe_line(line)}"
         rows.append(row.rstrip())
     return "\n".join(rows)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,8 @@ from monai.engines.utils import IterationEvents
 from monai.transforms import SaveImage
 from monai.utils import CommonKeys
 from monai.utils.enums import AdversarialIterationEvents
-from torch.utils.tensorboard import SummaryWriter
 
-from .figures import describe_volume, plot_volumes, slices_image
+from .figures import describe_volume, plot_volumes
 from .measurement import measure_spheres, measure_values
 
 
@@ -135,34 +134,6 @@ class WeightAverage(EMAHandler):
         """Take over the weights of a training that begins, not of one that goes on."""
         if engine.state.iteration == 0:
             self.ema_model.load_state_dict(self.model.state_dict())
-
-
-class TensorBoardSlices:
-    """Shows three orthogonal slices of volumes in TensorBoard, after the first batch of each validation.
-
-    Args:
-        writer: where to write.
-        volumes: for each tag a function from the engine to volumes (B, 1, D, H, W), the first of which are shown.
-        count: how many of a batch to show.
-    """
-
-    def __init__(
-        self, writer: SummaryWriter, volumes: Mapping[str, Callable[[Workflow], torch.Tensor]], count: int = 2
-    ) -> None:
-        self.writer = writer
-        self.volumes = volumes
-        self.count = count
-
-    def attach(self, engine: Workflow) -> None:
-        """Register with an evaluator."""
-        engine.add_event_handler(Events.ITERATION_COMPLETED(event_filter=lambda _, iteration: iteration == 1), self)
-
-    @torch.no_grad()
-    def __call__(self, engine: Workflow) -> None:
-        """Write the slices, at the engine's epoch."""
-        for tag, get in self.volumes.items():
-            images = [slices_image(volume) for volume in get(engine)[: self.count]]
-            self.writer.add_image(tag, torch.cat(images, dim=1), engine.state.epoch)
 
 
 class ReconstructionPicture:

@@ -1,0 +1,150 @@
+"""The page that each workflow ends with: what is in it, and that it stands alone."""
+
+import base64
+import gzip
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from conftest import BUNDLE, CONFIGS
+
+from scripts.checks import SettingError
+from scripts.fidelity import LABELS
+from scripts.report import pack_volume, render_report
+
+
+def read(folder: Path) -> str:
+    return (folder / "report.html").read_text()
+
+
+def headings(page: str) -> list[str]:
+    return re.findall(r"<h2>(.*?)</h2>", page)
+
+
+def unpack(volume: dict) -> np.ndarray:
+    grey = np.frombuffer(gzip.decompress(base64.b64decode(volume["data"])), np.uint8).reshape(volume["shape"])
+    return volume["low"] + grey * ((volume["high"] - volume["low"]) / 255)
+
+
+@pytest.fixture
+def scan(tmp_path):
+    """Somebody's own volume: not a cube, anisotropic, its first axis from right to left."""
+    values = np.random.default_rng(0).normal(100, 20, (12, 30, 20)).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(values, np.diag([-0.5, 0.5, 2.0, 1.0])), tmp_path / "scan.nii.gz")
+    return values
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
+def test_a_training_ends_with_its_curves_and_slices(stage, smoke):
+    page = read(smoke[stage])
+    assert headings(page) == ["Curves", "Slices while it trained", "Settings", "Environment"]
+    groups = re.findall(r'<img class="curve" src="data:image/svg\+xml;base64,([^"]+)" alt="curves of (\w+)"', page)
+    drawn = {group: base64.b64decode(svg).decode() for svg, group in groups}
+    assert list(drawn)[:2] == ["train", "validation"]
+    assert "learning rate" in drawn["train"] and "epoch loss" in drawn["train"]
+    assert ("ssim ratio" if stage == "autoencoder" else "val loss") in drawn["validation"]
+    if stage == "autoencoder":
+        assert "perfect denoiser" in drawn["validation"] and "kl" in drawn["loss_parts"]
+    # two epochs, the last of them shown
+    assert re.findall(r'data-epoch="(\d)"( hidden)?>', page) == [("1", " hidden"), ("2", "")]
+    assert set(re.findall(r'alt="(\w+), epoch 2"', page)) == {"input", "reconstruction", "sample"}
+    assert "train_batch_size" in page and "PyTorch" in page
+
+
+def test_generation_and_evaluation_end_with_volumes_table_and_fidelity(generated):
+    page = read(generated)
+    assert headings(page) == [
+        "Volumes",
+        "Measured in each volume",
+        "Fidelity to the true law",
+        "Pictures",
+        "Settings",
+        "Environment",
+    ]
+    (packed,) = re.findall(r'<script type="application/json" id="packed">(.*?)</script>', page)
+    volumes = json.loads(packed)["volumes"]
+    assert [volume["name"] for volume in volumes] == [f"sphere_{i:05d}.nii.gz" for i in range(4)]
+    for volume in volumes:
+        expected = nibabel.load(generated / volume["name"]).get_fdata().clip(volume["low"], volume["high"])
+        grey_level = (volume["high"] - volume["low"]) / 255
+        np.testing.assert_allclose(unpack(volume), expected, atol=0.51 * grey_level)
+    assert page.count('<img class="picture"') == 3
+
+    fidelity = json.loads((generated / "fidelity.json").read_text())
+    for name, line in fidelity["volumes"].items():
+        verdict = {True: ">ok<", False: ">FAILS<"}.get(line.get("ok"), "")
+        label = LABELS[name].replace("'", "&#39;")
+        row = next(row for row in page.split("<tr>") if f"<td>{label}</td>" in row)
+        assert f"<td>{line['value']:.4f}</td>" in row and verdict in row, name
+    assert page.count(">FAILS<") == len(fidelity["failed"]) > 0  # two epochs on 16 volumes
+
+
+@pytest.mark.parametrize("config", ["train_autoencoder", "train_diffusion", "inference", "evaluate"])
+def test_the_report_is_the_last_step_so_that_its_failure_loses_no_work(config):
+    steps = json.loads((CONFIGS / f"{config}.json").read_text())["run"]
+    assert steps[-1]["_target_"] == "scripts.report.write_report"
+
+
+def test_the_page_loads_nothing(smoke, generated):
+    for folder in (smoke["autoencoder"], smoke["diffusion"], generated):
+        page = read(folder)
+        links = re.findall(r'(?:src|href|action|data)="([^"]*)"', page)
+        assert links and all(link.startswith(("data:", "#")) for link in links)
+        assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\(", page)
+
+
+def test_a_folder_of_somebody_s_own_volumes(scan, tmp_path):
+    page = render_report(tmp_path).read_text()
+    assert headings(page) == ["Volumes"]
+    volume = pack_volume(tmp_path / "scan.nii.gz")
+    assert volume["shape"] == [12, 30, 20] and volume["spacing"] == [0.5, 0.5, 2.0]
+    # x grows to the right, as the affine says
+    np.testing.assert_allclose(unpack(volume), scan[::-1].clip(volume["low"], volume["high"]), atol=0.5)
+
+
+def test_a_table_without_spheres_and_a_name_with_markup(scan, tmp_path):
+    (tmp_path / "samples.csv").write_text("file,note\nscan.nii.gz,<b>5 & 6</b>\n")
+    page = render_report(tmp_path).read_text()
+    assert headings(page) == ["Volumes", "Measured in each volume"]
+    assert "&lt;b&gt;5 &amp; 6&lt;/b&gt;" in page and "<b>5" not in page
+
+
+def test_large_volumes_are_thinned_out_and_only_the_first_are_shown(tmp_path):
+    values = np.zeros((200, 10, 10), np.float32)
+    for i in range(9):
+        nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / f"volume_{i}.nii.gz")
+    volume = pack_volume(tmp_path / "volume_0.nii.gz")
+    assert volume["shape"] == [100, 5, 5] and volume["spacing"] == [2.0, 2.0, 2.0]
+    assert volume["high"] > volume["low"] and not unpack(volume).any()
+    assert render_report(tmp_path).read_text().count('"spacing"') == 8
+
+
+def test_a_damaged_volume_costs_its_place_alone(scan, tmp_path, caplog):
+    whole = (tmp_path / "scan.nii.gz").read_bytes()
+    (tmp_path / "damaged.nii.gz").write_bytes(whole[: len(whole) // 2])
+    page = render_report(tmp_path).read_text()
+    assert '"scan.nii.gz"' in page and "damaged.nii.gz" not in page
+    assert "damaged.nii.gz is not in the report" in caplog.text
+
+
+def test_from_the_command_line_it_is_the_same_page(generated, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(generated, folder)
+    (folder / "report.html").unlink()
+    command = [sys.executable, "-m", "scripts.report"]
+    subprocess.run([*command, str(folder)], cwd=BUNDLE, check=True, capture_output=True)
+    assert read(folder) == read(generated)
+
+    (tmp_path / "empty").mkdir()
+    for name, words in (("empty", "holds nothing"), ("none", "no such folder")):
+        with pytest.raises(SettingError, match=words):
+            render_report(tmp_path / name)
+    result = subprocess.run([*command, "none"], cwd=BUNDLE, check=False, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("error: output_dir='none': no such folder")
