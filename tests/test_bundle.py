@@ -63,14 +63,12 @@ def test_the_generator_takes_and_returns_what_metadata_says():
 
 def test_the_autoencoder_takes_and_returns_what_metadata_says():
     options = {"meta_file": str(CONFIGS / "metadata.json"), "config_file": str(CONFIGS / "evaluate.json")}
-    verify_net_in_out(
-        net_id="reconstructor",
-        device="cpu",
-        **options,
-        **{"_meta_#network_data_format": METADATA["autoencoder_data_format"]},
-    )
-    with pytest.raises(ValueError, match="channel number"):  # of one channel, as the generator's
-        verify_net_in_out(net_id="reconstructor", device="cpu", **options)
+    options |= {"net_id": "reconstructor", "device": "cpu"}
+    data_format = METADATA["autoencoder_data_format"]
+    verify_net_in_out(**options, **{"_meta_#network_data_format": data_format})
+    wrong = data_format | {"outputs": METADATA["network_data_format"]["outputs"]}  # of one channel
+    with pytest.raises(ValueError, match="channel number"):
+        verify_net_in_out(**options, **{"_meta_#network_data_format": wrong})
 
 
 def test_a_wrong_shape_in_metadata_is_noticed(tmp_path):
@@ -227,7 +225,8 @@ def test_configs_have_the_keys_that_the_zoo_asks_for():
             assert find(config["train"], key), (name, key)
         for key in ("evaluator", "dataset", "dataset#data", "handlers", "inferer", "preprocessing", "key_metric"):
             assert find(config["validate"], key), (name, key)
-        handlers = [h for h in config["train"]["handlers"] if h["_target_"] == "ValidationHandler"]
+        handlers = [h for h in config["train"]["handlers"] if isinstance(h, dict)]
+        handlers = [handler for handler in handlers if handler["_target_"] == "ValidationHandler"]
         assert [handler["interval"] for handler in handlers] == ["@val_interval"]
 
 
