@@ -120,7 +120,8 @@ class TensorBoardOverview:
         self._write(self.session_end)
 
     def _write(self, *summaries: Any) -> None:
-        assert self.writer.file_writer is not None  # it is None once the writer is closed
+        if self.writer.file_writer is None:  # closed already: a federation may end a client in the middle of a round
+            return
         for summary in summaries:
             self.writer.file_writer.add_summary(summary)
         self.writer.flush()

@@ -42,7 +42,8 @@ def orthogonal_slices(volume: torch.Tensor) -> list[np.ndarray]:
 
 def slices_image(volume: torch.Tensor) -> torch.Tensor:
     """Lay the slices of a volume (1, D, H, W) side by side, as grey values in [0, 1]: shape (1, height, width)."""
-    slices = orthogonal_slices(volume)
+    # the first row of an image is its top, where the figures have their last
+    slices = [image[::-1] for image in orthogonal_slices(volume)]
     height = max(image.shape[0] for image in slices)
     low, high = WINDOW
     # a white line between the slices, white below those that are shorter
