@@ -79,7 +79,7 @@ RUN ?= bundle/runs/inference
 screenshots: dev chromium  ## pictures of TensorBoard on the trainings below RUNS and of the report of RUN, for the documents
 	$(BIN)/python tests/browser.py --runs $(RUNS) --run $(RUN) --figures bundle/docs/figures
 
-benchmark: setup  ## what is fast and by how much, beside the references of benchmarks/, into bundle/runs/benchmark
+benchmark: dev  ## what is fast and by how much, beside the references of benchmarks/, into bundle/runs/benchmark
 	TQDM_DISABLE=1 $(BIN)/python benchmarks/run.py $(ONLY)
 
 recipes: setup  ## other autoencoders and samplers at equal compute, about two hours, into bundle/runs/recipes
