@@ -99,7 +99,7 @@ def test_weights_pass_both_ways_by_one_command(name, tmp_path):
     again = tmp_path / "again.pt"
     run_workflow("inference", "convert", model_path=str(back), output_path=str(again))
     again = torch.load(again)
-    assert all(torch.equal(middle[key], again[key]) for key in middle if "proj_attn" not in key)
+    assert all(torch.equal(middle[key], again[key]) for key in middle)
 
 
 def test_an_attention_without_counterpart_is_refused(tmp_path):

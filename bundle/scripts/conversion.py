@@ -79,8 +79,10 @@ def _to_generative(
         folded[f"{value}.bias"] = w @ weights[f"{value}.bias"].float() + b
         folded[f"{value}.weight"] = w @ weights[f"{value}.weight"].float()
         folded[f"{output}.weight"], folded[f"{output}.bias"] = torch.eye(len(w)), torch.zeros_like(b)
-    own = generative.state_dict()
-    return {name: own[name] if new is None else folded[new] for name, new in match_names(core, generative).items()}
+    unused = {
+        name: torch.eye(*x.shape) if x.ndim == 2 else torch.zeros_like(x) for name, x in generative.state_dict().items()
+    }
+    return {name: unused[name] if new is None else folded[new] for name, new in match_names(core, generative).items()}
 
 
 def _to_core(weights: Mapping[str, torch.Tensor], core: nn.Module, generative: nn.Module) -> dict[str, torch.Tensor]:
