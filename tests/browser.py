@@ -113,6 +113,7 @@ def take_pictures(runs: Path, run: Path, figures: Path) -> None:
         page = new_page(browser, height=920)
         page.goto((run / "report.html").resolve().as_uri())
         page.locator("#gallery button").last.wait_for()
+        page.wait_for_timeout(3000)  # volumes are unpacked after their buttons
         save_picture(page, figures / "report.png")
 
 
