@@ -48,13 +48,13 @@ def fade_at_the_rim(item):
 
 
 WRONG = {
-    "radius law too narrow": ("ks_r", lambda: SphereDataset(1000, SphereLaw(r_min=18, r_max=30))),
-    "a fixed at 0": ("ks_a", lambda: SphereDataset(1000, SphereLaw(a_min=0, a_max=0))),
-    "b a tenth too small": ("ks_b", lambda: SphereDataset(1000, SphereLaw(b_min=0.45, b_max=1.35))),
-    "centre two voxels off": ("ks_cx", lambda: SphereDataset(1000, LAW, transform=shift_two_voxels)),
-    "smoothed texture": ("autocorrelation_x", lambda: SphereDataset(1000, LAW, transform=smooth_texture)),
-    "mean fades at the rim": ("rim_fade", lambda: SphereDataset(1000, LAW, transform=fade_at_the_rim)),
-    "ellipsoids of axes 1 to 1.1": ("valid", lambda: Ellipsoids(1000, LAW)),
+    "radius law too narrow": ("ks_r", lambda: SphereDataset(500, SphereLaw(r_min=18, r_max=30))),
+    "a fixed at 0": ("ks_a", lambda: SphereDataset(500, SphereLaw(a_min=0, a_max=0))),
+    "b a tenth too small": ("ks_b", lambda: SphereDataset(500, SphereLaw(b_min=0.45, b_max=1.35))),
+    "centre two voxels off": ("ks_cx", lambda: SphereDataset(500, LAW, transform=shift_two_voxels)),
+    "smoothed texture": ("autocorrelation_x", lambda: SphereDataset(500, LAW, transform=smooth_texture)),
+    "mean fades at the rim": ("rim_fade", lambda: SphereDataset(500, LAW, transform=fade_at_the_rim)),
+    "ellipsoids of axes 1 to 1.1": ("valid", lambda: Ellipsoids(500, LAW)),
 }
 
 
