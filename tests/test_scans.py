@@ -82,8 +82,10 @@ def test_volumes_come_out_in_one_form(scans):
     # RAS: the first axis was stored from right to left, bright at its end
     x = torch.arange(32.0).view(1, -1, 1, 1).expand_as(volume)[volume != 0]
     assert float(torch.corrcoef(torch.stack([x, inside]))[0, 1]) < -0.3
-    # twice as fine voxels: about 8 times as many, as far as the crop leaves them
-    assert int((preprocess(file, image_size=64, spacing=[1.0, 1.0, 1.0]) != 0).sum()) > 6 * len(inside)
+    # twice as fine voxels: about 8 times as many, and no rim of values between the tissue's and the background's
+    finer = preprocess(file, image_size=80, spacing=[1.0, 1.0, 1.0], normalize=False)
+    assert 7 * len(inside) < int((finer != 0).sum()) < 9 * len(inside)
+    assert float(finer[finer != 0].min()) >= raw[raw != 0].min()
     assert preprocess(scans / "scan_00.nii.gz", image_size=32, spacing=[2.0, 2.0, 2.0]).isfinite().all()
 
 
@@ -128,6 +130,9 @@ def test_every_config_runs_on_scans(scans, tmp_path):
     assert set(found["volumes"]) == set(found["real"]) == {"mmd", "ms_ssim"}  # two volumes: too few to learn from
     assert found["settings"]["test_size"] == 1 and 0 < found["reconstruction"]["ssim"] < 1
     assert all((tmp_path / name).exists() for name in ("fidelity.png", "reconstructions.png"))
+    page = (tmp_path / "report.html").read_text()
+    assert "No law of these volumes is known" in page and "limit tested holds" not in page and "spacing" in page
+    assert "perfect denoiser" not in page
 
 
 def find_mistake(call) -> str:
@@ -152,9 +157,9 @@ def test_mistakes_are_named_before_work_starts(scans, tmp_path):
         (few / file).write_bytes((scans / file).read_bytes())
     assert "2 volumes to train from; must be at least 3" in start(dataset_dir=str(few))
     assert start(dataset_dir=str(scans), train_batch_size=11) == (
-        "train_batch_size=11: must be at most training_volumes=10."
+        "train_batch_size=11: must be at most the 10 to train from."
     )
-    assert "channel=1: " in start(dataset_dir=str(scans), channel=1) and "has 1, counted from 0" in start(
+    assert "channel=1: " in start(dataset_dir=str(scans), channel=1) and "has channels 0 to 0 alone" in start(
         dataset_dir=str(scans), channel=1
     )
     assert start(dataset_dir=str(scans), spacing=[1, 1]).startswith("spacing=[1, 1]: must be three numbers above 0")
@@ -164,6 +169,7 @@ def test_mistakes_are_named_before_work_starts(scans, tmp_path):
         assert "not a readable datalist" in start(dataset_dir=str(tmp_path / "list.json")), content
     (tmp_path / "list.json").write_text('{"training": [{"image": "a.nii"}]}')
     assert "a.nii can't be read as NIfTI" in start(dataset_dir=str(tmp_path / "list.json"))
-    assert "for files further down" in start(dataset_dir=str(tmp_path))
+    assert "further down" in start(dataset_dir=str(tmp_path))
     assert "no such folder" in start("evaluate", "evaluate_scans", dataset_dir="")
+    assert "matches no file" in start(dataset_dir=str(scans / "**" / "*_T2w.nii.gz"))
     assert not (tmp_path / "out").exists()

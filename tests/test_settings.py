@@ -95,7 +95,7 @@ def test_a_folder_without_such_volumes_is_named(smoke, tmp_path):
     folder = tmp_path / "volumes"
     assert mistake("evaluate", tmp_path, dataset_dir=str(folder)).startswith(f"dataset_dir={str(folder)!r}: no such")
     folder.mkdir()
-    assert "holds no .nii" in mistake("evaluate", tmp_path, dataset_dir=str(folder))
+    assert "holds no file" in mistake("evaluate", tmp_path, dataset_dir=str(folder))
     nibabel.save(nibabel.Nifti1Image(np.zeros((64, 64, 32), np.float32), np.eye(4)), folder / "short.nii.gz")
     message = mistake("evaluate", tmp_path, dataset_dir=str(folder))
     assert "short.nii.gz has the shape (64, 64, 32)" in message and "(64, 64, 64)" in message

@@ -120,7 +120,10 @@ def check_settings(**settings: Any) -> dict[str, Any]:
             raise SettingError(f"{key}={value!r}: must be {allowed}.")
     for key, limit in LIMITS:
         if key in settings and limit in settings and settings[key] > settings[limit]:
-            raise SettingError(f"{key}={settings[key]}: must be at most {limit}={settings[limit]}.")
+            most = (
+                f"{limit}={settings[limit]}" if limit != "training_volumes" else f"the {settings[limit]} to train from"
+            )
+            raise SettingError(f"{key}={settings[key]}: must be at most {most}.")
     # A convolution of stride 2 halves even sizes alone; an odd one would come back from the decoder another size.
     stride = settings.get("latent_stride", 1) * settings.get("unet_stride", 1)
     if "image_size" in settings and settings["image_size"] % stride:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from scipy import stats
 from torch.utils.data import Dataset, Subset
 
 from .fidelity import ERROR_RATE, make_line
+
+logger = logging.getLogger(__name__)
 
 # Held-out accuracy that a faithful generator stays within.
 ACCURACY = 0.65
@@ -69,6 +72,7 @@ def classify_two_samples(
     """
     size = min(len(volumes), len(real))  # type: ignore[arg-type]
     if size < 4:
+        logger.warning("classifier: not trained, for a set has %d volumes; 4 are the least", size)
         return {}
     # fork_rng: the test must not change what a caller draws afterwards
     with torch.random.fork_rng():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from monai.networks.schedulers import RFlowScheduler
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
+from .checks import SettingError
 from .distributions import ZeroInflatedNormal
 from .generator import VolumeGenerator
 
@@ -87,7 +89,13 @@ def export_onnx(generator: VolumeGenerator, latent_shape: Sequence[int], path: s
         path: the file to write (``.onnx``); its folder is made. Its input is ``noise``, its output ``voxels``, as
             ``UnrolledGenerator`` returns without texture. A volume is then, with ``p, mean, std`` its channels and
             ``z`` standard normal, ``where(p > 0.5, mean + std * z, 0)``.
+
+    Raises:
+        SettingError: when a package that writes ONNX is missing.
     """
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SettingError(f"'run onnx' needs {' and '.join(missing)}: pip install onnx onnxscript")
     model = UnrolledGenerator(generator, texture=False).eval()
     example = torch.zeros(2, *latent_shape, device=generator.scale_factor.device)
     Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -34,8 +34,8 @@ MOST_ROWS = 100
 GROUPS = {"train": 0, "validation": 1}  # the curves that are shown first
 CAPTIONS = {
     "preview": "Slices of the first volumes",
-    "reconstructions": "Held-out volumes, their noise-free signal, reconstruction and a draw",
-    "fidelity": "The volumes against the law: histograms, quantiles, typical volumes and the worst",
+    "reconstructions": "Held-out volumes and their reconstructions",
+    "fidelity": "The volumes beside what they should be",
 }
 
 

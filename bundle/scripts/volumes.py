@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import logging
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 import nibabel
 import torch
 from monai.data import Dataset, load_decathlon_datalist, partition_dataset
-from monai.transforms import Compose, EnsureTyped, LoadImage, MapTransform
+from monai.transforms import Compose, EnsureTyped, LoadImage, MapTransform, Spacing
 from monai.utils import CommonKeys
 
 from .checks import SettingError
+
+logger = logging.getLogger(__name__)
 
 NIFTI = (".nii", ".nii.gz")
 # The sections of a datalist of MONAI's, and of the Medical Segmentation Decathlon's.
@@ -49,10 +52,8 @@ def list_volumes(dataset_dir: str | os.PathLike) -> dict[str, list[str]]:
     else:
         raise SettingError(f"{where}: no such folder; must be a folder, a pattern or a datalist of NIfTI volumes.")
     if not sections["training"]:
-        raise SettingError(
-            f"{where}: holds no .nii or .nii.gz file; must be a folder, a pattern (for files further down, as "
-            f"'{path}/**/*.nii.gz') or a datalist of NIfTI volumes."
-        )
+        found = f"holds no file (further down, try '{path}/**/*.nii.gz')" if path.is_dir() else "matches no file"
+        raise SettingError(f"{where}: {found}; must be a folder, a pattern or a datalist of .nii or .nii.gz volumes.")
     for files in sections.values():
         for file in files:
             read_shape(file)
@@ -65,6 +66,9 @@ def _read_datalist(path: Path, where: str) -> dict[str, list[str]]:
         if "training" not in present:
             raise ValueError("it has no 'training' volumes")
         sections = {name: load_decathlon_datalist(path, is_segmentation=False, data_list_key=name) for name in present}
+        for name, items in sections.items():
+            if not all(CommonKeys.IMAGE in item for item in items):
+                raise ValueError(f"an item of {name!r} has no {str(CommonKeys.IMAGE)!r}")
         return {name: [os.fspath(item[CommonKeys.IMAGE]) for item in items] for name, items in sections.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise SettingError(
@@ -116,6 +120,8 @@ def split_volumes(
         )
     parts = partition_dataset(volumes, ratios=counts, shuffle=True, seed=seed) if missing else [volumes]
     sections |= dict(zip(["training", *missing], parts, strict=True))
+    counted = ", ".join(f"{len(sections[name])} {name}" for name in SECTIONS)
+    logger.info("%d volumes of %s: %s", sum(map(len, sections.values())), dataset_dir, counted)
     return {name: [{CommonKeys.IMAGE: path} for path in sections[name]] for name in SECTIONS}
 
 
@@ -145,8 +151,33 @@ class LoadVolumed(MapTransform):
             except Exception as error:  # gzip, zlib, nibabel and MONAI each have their own
                 raise SettingError(f"dataset_dir: {item[key]} can't be read as NIfTI: {error}") from error
             if self.channel >= len(volume):
-                raise SettingError(f"channel={self.channel}: {item[key]} has {len(volume)}, counted from 0.")
+                raise SettingError(f"channel={self.channel}: {item[key]} has channels 0 to {len(volume) - 1} alone.")
             item[key] = volume[self.channel : self.channel + 1].nan_to_num(0.0, 0.0, 0.0)
+        return item
+
+
+class ResampleVolumed(MapTransform):
+    """Resamples by MONAI's ``Spacing``, of which the background has no part: voxels of exactly 0 stay out of the mean.
+
+    Interpolated alone, a rim of values between the tissue's and 0 would surround what is not background, and would be
+    taken for tissue. A voxel becomes background where most of its neighbourhood is. Volumes that have the spacing
+    already stay as they are, bit for bit.
+
+    Args:
+        keys: as for every dictionary transform of MONAI's; items hold volumes with their metadata.
+        pixdim: size of a voxel along each axis, in mm.
+    """
+
+    def __init__(self, keys: str | Sequence[str] = CommonKeys.IMAGE, pixdim: Sequence[float] = (1.0, 1.0, 1.0)) -> None:
+        super().__init__(keys)
+        self.resample = Spacing(pixdim)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Resample the volumes (C, D, H, W) of an item."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            weight = self.resample((item[key] != 0).to(item[key].dtype))
+            item[key] = self.resample(item[key]) * ((weight > 0.5) / weight.clamp_min(0.5))
         return item
 
 
