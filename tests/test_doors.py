@@ -186,6 +186,22 @@ def test_a_federated_client_trains_evaluates_and_returns_weights(
     assert {path.name for path in tmp_path.iterdir()} == {"train", "evaluate", "other"}
 
 
+def test_a_federated_client_scores_the_weights_it_is_handed_by_evaluate(tmp_path, bundle_stays):
+    client = MonaiAlgo(
+        bundle_root=str(BUNDLE),
+        config_train_filename=["configs/train_autoencoder.json", "configs/smoke.json"],
+        train_kwargs={"bundle_root": str(BUNDLE), "output_dir": str(tmp_path / "train")},
+        config_evaluate_filename=["configs/evaluate.json", "configs/smoke.json"],
+        eval_kwargs={"bundle_root": str(BUNDLE), "output_dir": str(tmp_path / "evaluate")},
+        eval_workflow_name="infer",
+    )
+    client.initialize()
+    released = torch.load(BUNDLE / "models" / "model_autoencoder.pt")
+    good, bad = ({f"network.{name}": scale * value.float() for name, value in released.items()} for scale in (1, 0.5))
+    dice = [client.evaluate(ExchangeObject(weights=weights)).metrics["dice"] for weights in (bad, good)]
+    assert dice[0] < 0.9 < dice[1]
+
+
 def test_a_federation_may_end_a_client_s_training(tmp_path, bundle_stays):
     client = MonaiAlgo(
         bundle_root=str(BUNDLE),

@@ -92,11 +92,11 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     ),
 }
 
-# Keys whose value may not exceed another's, where both are given.
+# Keys whose value may not exceed another's, where both are given, and how to name that one to the user.
 LIMITS = (
-    ("train_batch_size", "train_size"),
-    ("train_batch_size", "training_volumes"),
-    ("num_inference_steps", "num_train_timesteps"),
+    ("train_batch_size", "train_size", "train_size={}"),
+    ("train_batch_size", "training_volumes", "the {} to train from"),
+    ("num_inference_steps", "num_train_timesteps", "num_train_timesteps={}"),
 )
 
 
@@ -118,12 +118,9 @@ def check_settings(**settings: Any) -> dict[str, Any]:
         is_allowed, allowed = RULES[key]
         if not is_allowed(value):
             raise SettingError(f"{key}={value!r}: must be {allowed}.")
-    for key, limit in LIMITS:
+    for key, limit, name in LIMITS:
         if key in settings and limit in settings and settings[key] > settings[limit]:
-            most = (
-                f"{limit}={settings[limit]}" if limit != "training_volumes" else f"the {settings[limit]} to train from"
-            )
-            raise SettingError(f"{key}={settings[key]}: must be at most {most}.")
+            raise SettingError(f"{key}={settings[key]}: must be at most {name.format(settings[limit])}.")
     # A convolution of stride 2 halves even sizes alone; an odd one would come back from the decoder another size.
     stride = settings.get("latent_stride", 1) * settings.get("unet_stride", 1)
     if "image_size" in settings and settings["image_size"] % stride:

@@ -175,10 +175,8 @@ def plot_curves(curves: Mapping[str, Curve], last_step: int) -> str:
     columns = 5
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(2.2 * columns, 0.5 + 1.7 * rows))
-    figure.subplots_adjust(
-        left=0.045, right=0.99, bottom=0.45 / figure.get_figheight(), top=1 - 0.3 / figure.get_figheight()
-    )
-    figure.subplots_adjust(wspace=0.35, hspace=0.65)
+    height = figure.get_figheight()
+    figure.subplots_adjust(left=0.045, right=0.99, bottom=0.45 / height, top=1 - 0.3 / height, wspace=0.35, hspace=0.65)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis, name in zip(axes.flat, names, strict=False):
         steps, values = curves[name]

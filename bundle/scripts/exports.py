@@ -19,6 +19,8 @@ from .generator import VolumeGenerator
 
 logger = logging.getLogger(__name__)
 
+ANY_BATCH = ({0: Dim("batch", min=1, max=1024)},)
+
 
 class UnrolledGenerator(nn.Module):
     """A ``VolumeGenerator`` with its sampler's steps as a plain loop, which ``torch.export`` can follow.
@@ -70,10 +72,9 @@ def export_program(generator: VolumeGenerator, latent_shape: Sequence[int], path
     Returns:
         The program: ``torch.export.load(path).module()(noise)`` returns volumes, other ones in each call.
     """
-    model = UnrolledGenerator(generator).eval()
-    example = torch.zeros(2, *latent_shape, device=generator.scale_factor.device)
+    model, example = UnrolledGenerator(generator).eval(), _make_example(generator, latent_shape)
     with torch.no_grad():
-        program = torch.export.export(model, (example,), dynamic_shapes=({0: Dim("batch", min=1, max=1024)},))
+        program = torch.export.export(model, example, dynamic_shapes=ANY_BATCH)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     torch.export.save(program, path)
     _log(path)
@@ -96,22 +97,26 @@ def export_onnx(generator: VolumeGenerator, latent_shape: Sequence[int], path: s
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise SettingError(f"'run onnx' needs {' and '.join(missing)}: pip install onnx onnxscript")
-    model = UnrolledGenerator(generator, texture=False).eval()
-    example = torch.zeros(2, *latent_shape, device=generator.scale_factor.device)
+    model, example = UnrolledGenerator(generator, texture=False).eval(), _make_example(generator, latent_shape)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
         torch.onnx.export(
             model,
-            (example,),
+            example,
             os.fspath(path),
             dynamo=True,
             input_names=["noise"],
             output_names=["voxels"],
-            dynamic_shapes=({0: Dim("batch", min=1, max=1024)},),
+            dynamic_shapes=ANY_BATCH,
             external_data=False,  # one file, which can be copied
             verbose=False,
         )
     _log(path)
+
+
+def _make_example(generator: VolumeGenerator, latent_shape: Sequence[int]) -> tuple[torch.Tensor]:
+    # of two volumes, for the exporters take a size of 1 for one that never changes
+    return (torch.zeros(2, *latent_shape, device=generator.scale_factor.device),)
 
 
 def _log(path: str | os.PathLike) -> None:

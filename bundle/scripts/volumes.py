@@ -25,20 +25,22 @@ NIFTI = (".nii", ".nii.gz")
 SECTIONS = ("training", "validation", "test")
 
 
-def list_volumes(dataset_dir: str | os.PathLike) -> dict[str, list[str]]:
+def list_volumes(dataset_dir: str | os.PathLike, size: int | None = None) -> dict[str, list[str]]:
     """Find the NIfTI volumes that the key ``dataset_dir`` stands for, and look at each one's header.
 
     Args:
         dataset_dir: a folder, whose ``*.nii`` and ``*.nii.gz`` are meant; a pattern, as ``scans/**/*_T1w.nii.gz``; or a
             datalist, a JSON file of MONAI's form ``{"training": [{"image": path}, ...], "validation": ..., "test":
             ...}``, the last two optional, paths relative to the file.
+        size: voxels along each axis that every volume has to have; ``None`` takes volumes of any shape.
 
     Returns:
         Paths by section, ``training`` and, of a datalist alone, others of ``SECTIONS``; those of a folder or a pattern
         in the order of their names.
 
     Raises:
-        SettingError: when there is no such folder, file or volume, or a file is no NIfTI volume of 3 or 4 dimensions.
+        SettingError: when there is no such folder, file or volume, a file is no NIfTI volume of 3 or 4 dimensions, or
+            it has another size.
     """
     where = f"dataset_dir={os.fspath(dataset_dir)!r}"
     path = Path(dataset_dir)
@@ -56,7 +58,7 @@ def list_volumes(dataset_dir: str | os.PathLike) -> dict[str, list[str]]:
         raise SettingError(f"{where}: {found}; must be a folder, a pattern or a datalist of .nii or .nii.gz volumes.")
     for files in sections.values():
         for file in files:
-            read_shape(file)
+            _check_shape(file, size)
     return sections
 
 
@@ -77,19 +79,16 @@ def _read_datalist(path: Path, where: str) -> dict[str, list[str]]:
         ) from error
 
 
-def read_shape(file: str | os.PathLike) -> tuple[int, ...]:
-    """Read the shape in a NIfTI file's header alone, so that a mistake in the last file shows before the first is used.
-
-    Raises:
-        SettingError: when the file is missing, is no NIfTI file, or has neither 3 nor 4 dimensions.
-    """
+def _check_shape(file: str, size: int | None) -> None:
+    """Read a NIfTI file's header alone, so that a mistake in the last file shows before the first is used."""
     try:
         shape: tuple[int, ...] = nibabel.load(file).shape  # type: ignore[attr-defined]
     except Exception as error:  # gzip, zlib and nibabel each have their own
         raise SettingError(f"dataset_dir: {file} can't be read as NIfTI: {error}") from error
     if len(shape) not in (3, 4) or 0 in shape:
         raise SettingError(f"dataset_dir: {file} has the shape {shape}; must be a volume, with or without channels.")
-    return shape
+    if size is not None and shape != (size,) * 3:
+        raise SettingError(f"dataset_dir: {file} has the shape {shape}; must be {(size,) * 3}, by image_size={size}.")
 
 
 def split_volumes(
@@ -189,16 +188,10 @@ class FolderDataset(Dataset):
         size: voxels along each axis that every volume has to have.
 
     Raises:
-        SettingError: as ``list_volumes``, or when a file has another shape; the message names it.
+        SettingError: as ``list_volumes``; the message names the folder or the file.
     """
 
     def __init__(self, dataset_dir: str | os.PathLike, size: int) -> None:
-        files = list_volumes(dataset_dir)["training"]
-        for file in files:
-            shape = read_shape(file)
-            if shape != (size,) * 3:
-                raise SettingError(
-                    f"dataset_dir: {file} has the shape {shape}; must be {(size,) * 3}, by image_size={size}."
-                )
+        files = list_volumes(dataset_dir, size)["training"]
         transform = Compose([LoadVolumed(), EnsureTyped(CommonKeys.IMAGE, dtype=torch.float32, track_meta=False)])
         super().__init__([{CommonKeys.IMAGE: file} for file in files], transform)
