@@ -1,8 +1,10 @@
-"""The few modules that the configs name; each is one noun, and imports only downward.
+"""The modules that the configs name, in rooms; imports go downward only.
 
-On the ground stand ``checks`` and ``distributions``; on them ``spheres``, ``volumes``, ``environment``, ``weights``,
-``losses`` and ``autoencoder``; then ``latents``, ``diffusion``, ``generator`` and ``measurement``; then ``fidelity``,
-``metrics``, ``figures`` and ``curves``; and ``handlers`` and ``report`` on top. Beside them, for other tools:
-``exports`` on ``generator``, ``generative`` and ``conversion`` for the older package, ``tracking``, ``card`` and
-``archive``. ``benchmark`` and ``schedule`` stand apart.
+- ``report``: a run's folder as one page.
+- ``tools``: exports, conversion between packages, timing the data loader.
+- ``training``: checkpoints, curves, schedule, care for bad numbers.
+- ``evaluation``: measured spheres, fidelity to the law, metrics of reconstructions, figures.
+- ``data``: spheres, volumes from files, latents.
+- ``model``: distribution over voxels, autoencoder, diffusion model, generator, losses.
+- Below all: ``checks`` (what a user may set), ``environment`` (device and precision), ``weights`` (files).
 """

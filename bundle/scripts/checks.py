@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import sys
@@ -11,6 +12,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from monai.bundle import ConfigParser
 
 
 class SettingError(ValueError):
@@ -78,8 +81,15 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("seed", "split_seed", "num_workers", "channel"), _COUNT),
     "lr": (lambda value: is_number(value) and value > 0, "a number above 0"),
     "kl_weight": (lambda value: is_number(value) and value >= 0, "a number of at least 0"),
-    **dict.fromkeys(("resume", "normalize"), (lambda value: isinstance(value, bool), "true or false")),
+    **dict.fromkeys(("resume", "normalize", "verbose"), (lambda value: isinstance(value, bool), "true or false")),
     "spacing": (_is_spacing, "three numbers above 0, the size of a voxel in mm along x, y and z"),
+    # what of these is there, scripts.environment tells
+    "device": (lambda value: True, "a device of this machine"),
+    "precision": (lambda value: isinstance(value, str), "auto, float32, bf16 or float16"),
+    **dict.fromkeys(
+        ("autoencoder_path", "model_path"),
+        (lambda value: isinstance(value, (str, os.PathLike)), "the path of a file of weights"),
+    ),
     "output_dir": _WRITABLE,
     "ckpt_dir": _WRITABLE,
     "output_path": (
@@ -101,10 +111,10 @@ LIMITS = (
 
 
 def check_settings(**settings: Any) -> dict[str, Any]:
-    """Check keys against their rules, before any work, and let mistakes found later be reported as plainly.
+    """Check keys against their rules.
 
     Args:
-        settings: the keys of a config that a user may override, as ``RULES`` names them, and their values.
+        settings: keys that a user may override, as ``RULES`` names them, and their values.
 
     Returns:
         The settings.
@@ -113,7 +123,6 @@ def check_settings(**settings: Any) -> dict[str, Any]:
         SettingError: at the first value that breaks a rule, that exceeds the key it is limited by, or that the
             networks' strides do not divide.
     """
-    report_mistakes_plainly()
     for key, value in settings.items():
         is_allowed, allowed = RULES[key]
         if not is_allowed(value):
@@ -131,24 +140,60 @@ def check_settings(**settings: Any) -> dict[str, Any]:
     return settings
 
 
+def check_config() -> dict[str, Any]:
+    """Check every key at the top of the config that is being run, before any work, if it has a rule.
+
+    From then on a mistake that is found later ends the command line with its message alone, as one found here does.
+
+    Returns:
+        Those keys and their values.
+
+    Raises:
+        SettingError: as ``check_settings``.
+    """
+    _report_mistakes_plainly()
+    parser = _find_parser()
+    # an overlay for several configs (smoke.json) has keys that this one knows nothing of: checked all the same
+    return check_settings(**{key: parser.get_parsed_content(key) for key in parser.get() if key in RULES})
+
+
+def _find_parser() -> ConfigParser:
+    """Find the parser of the config that is being run.
+
+    MONAI hands a component its own arguments and nothing of the config around it; but the parser stands further up on
+    the call stack, for it is what makes the component.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, ConfigParser):
+            return caller
+        frame = frame.f_back
+    raise RuntimeError("no config is being run.")
+
+
 def _find_mistake(error: BaseException | None) -> SettingError | None:
     while error is not None and not isinstance(error, SettingError):
         error = error.__cause__ or error.__context__
     return error
 
 
-def _show_mistake(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    mistake = _find_mistake(error)
-    if mistake is None:
-        sys.__excepthook__(kind, error, traceback)
-    else:
-        print(f"error: {mistake}", file=sys.stderr)
-
-
-def report_mistakes_plainly() -> None:
-    """Let an uncaught ``SettingError`` end the program with its message alone.
+def _report_mistakes_plainly() -> None:
+    """Let an uncaught ``SettingError`` end ``python -m monai.bundle`` with its message alone.
 
     MONAI's config parser wraps whatever a component raises in errors of its own; the user's mistake would stand
-    somewhere above two tracebacks.
+    somewhere above two tracebacks. A program that runs a workflow itself catches what it likes, and keeps its own hook.
     """
-    sys.excepthook = _show_mistake
+    program = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if program is None or program.name != "monai.bundle.__main__":
+        return
+    earlier = sys.excepthook
+
+    def show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        mistake = _find_mistake(error)
+        if mistake is None:
+            earlier(kind, error, traceback)
+        else:
+            print(f"error: {mistake}", file=sys.stderr)
+
+    sys.excepthook = show

@@ -24,6 +24,9 @@ PRECISIONS: Mapping[str, torch.dtype | None] = {
     "float16": torch.float16,
 }
 
+# Loggers that configs/logging.conf keeps quiet, beside the root's.
+QUIET = ("monai.bundle.workflows", "monai.bundle.scripts")
+
 logger = logging.getLogger(__name__)
 
 
@@ -153,9 +156,27 @@ def describe(device: str | torch.device = "auto", precision: str = "auto") -> di
 
 
 def log_environment(device: str | torch.device = "auto", precision: str = "auto") -> None:
-    """Log ``describe``'s report, as each workflow does when it starts."""
+    """Log ``describe``'s report, one subject a line."""
     lines = [f"  {subject:<14} {text}" for subject, text in describe(device, precision).items()]
     logger.info("environment\n%s", "\n".join(lines))
+
+
+def prepare(device: str | torch.device = "auto", precision: str = "auto", verbose: bool = False) -> None:
+    """Make ready for a run, as each workflow does when it starts: log the environment, and keep freed memory.
+
+    Args:
+        device: as in ``select_device``.
+        precision: as in ``select_dtype``.
+        verbose: whether to log everything, MONAI's and ignite's notes too; else what a user has to know.
+    """
+    if verbose:
+        for name in ("", *QUIET):
+            logging.getLogger(name).setLevel(logging.INFO)
+        log_environment(device, precision)
+    else:
+        report = describe(device, precision)
+        logger.info("%s", "; ".join(f"{subject} {text.partition(' (')[0]}" for subject, text in report.items()))
+    keep_freed_memory()
 
 
 if __name__ == "__main__":

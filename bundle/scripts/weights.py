@@ -90,30 +90,3 @@ def compare_states(weights: Mapping[str, torch.Tensor], expected: Mapping[str, t
         if name in weights and weights[name].shape != value.shape
     ]
     return differences
-
-
-def newest_checkpoint(folder: str | os.PathLike) -> str | None:
-    """Find the newest checkpoint of a training that can still be read.
-
-    Args:
-        folder: where the training wrote ``checkpoint_epoch=N.pt``.
-
-    Returns:
-        Path of the readable checkpoint that was written last, or ``None`` if there is none.
-    """
-
-    def written(path: Path) -> tuple[float, int]:
-        # By time first, for a folder may hold later epochs of an earlier training; by epoch where a copy lost the time.
-        epoch = path.stem.rpartition("=")[2]
-        return path.stat().st_mtime, int(epoch) if epoch.isdigit() else -1
-
-    for path in sorted(Path(folder).glob("checkpoint_epoch=*.pt"), key=written, reverse=True):
-        try:
-            torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch reports a damaged file in half a dozen ways
-            logger.warning("%s can't be read (%s): trying the one before", path, error)
-        else:
-            logger.info("resuming from %s", path)
-            return str(path)
-    logger.info("no checkpoint in %s: starting from the beginning", folder)
-    return None

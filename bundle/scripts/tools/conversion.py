@@ -13,8 +13,8 @@ import torch
 from monai.networks.blocks import SABlock
 from torch import nn
 
-from .checks import SettingError
-from .weights import compare_states, read_state, write_state
+from ..checks import SettingError
+from ..weights import compare_states, read_state, write_state
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from monai.networks.schedulers import RFlowScheduler
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from .checks import SettingError
-from .distributions import ZeroInflatedNormal
-from .generator import VolumeGenerator
+from ..checks import SettingError
+from ..model.distributions import ZeroInflatedNormal
+from ..model.generator import VolumeGenerator
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import torch
 from monai.utils import CommonKeys
 from torch.utils.data import Dataset
 
-from .checks import SettingError, is_integer, is_number
+from ..checks import SettingError, is_integer, is_number
 
 # Independent streams of random numbers: no volume of one is ever a volume of another, whatever the seed.
 STREAMS = ("train", "validation", "test", "baseline", "reference")

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from ignite.engine import Events
 from matplotlib.figure import Figure, FigureBase
+from monai.engines import Workflow
 from monai.utils import CommonKeys
-from scipy import stats
 from torch.utils.data import Dataset
 
-from .fidelity import standardise
-from .measurement import PARAMETERS, explain_invalid, measure_values
-from .spheres import SphereLaw
+from .measurement import measure_values
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +52,10 @@ def slices_image(volume: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(padded, axis=1))[None]
 
 
-def _draw_volumes(
+def draw_volumes(
     figure: FigureBase, items: Sequence[Mapping[str, torch.Tensor]], titles: Sequence[str], across: int
 ) -> None:
+    """Draw volumes into a figure; the arguments as for ``plot_volumes``."""
     names = list(items[0])
     width = len(names) * len(PLANES)
     rows, columns = -(-len(items) // across), width * min(across, len(items))
@@ -90,7 +89,7 @@ def plot_volumes(
     """
     rows, columns = -(-len(items) // across), len(items[0]) * len(PLANES) * min(across, len(items))
     figure = Figure(figsize=(1.3 * columns + 1.5 * across + 1, 1.35 * rows + 0.5), layout="compressed")
-    _draw_volumes(figure, items, titles, across)
+    draw_volumes(figure, items, titles, across)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, bbox_inches="tight")
 
@@ -132,71 +131,38 @@ def plot_dataset(dataset: Dataset, count: int, path: str | os.PathLike) -> None:
     logger.info("saved to %s", path)
 
 
-def _plot_histograms(figure: FigureBase, uniform: Mapping[str, np.ndarray], law: SphereLaw) -> None:
-    axes = figure.subplots(2, 3)
-    for axis, (name, values) in zip(axes.flat, uniform.items(), strict=True):
-        low, high, label = 0.0, 1.0, f"(c{name[-1]} - r) / (size - 2 r)"
-        if not name.startswith("c"):
-            low, high, label = getattr(law, f"{name}_min"), getattr(law, f"{name}_max"), name
-        width = high - low
-        bins = np.linspace(low - 0.1 * width, high + 0.1 * width, 25)
-        shown = np.clip(low + width * values, bins[0], bins[-1])
-        axis.hist(shown, bins=bins, density=True, color="0.7", label="measured")
-        axis.plot([low, low, high, high], [0, 1 / width, 1 / width, 0], color="C3", label="true density")
-        axis.set_xlabel(label)
-        axis.set_yticks([])
-    axes[0, 0].legend(fontsize=7)
+def plot_pairs(generated: Dataset, real: Dataset, count: int, path: str | os.PathLike) -> None:
+    """Draw the first volumes of two datasets beside each other: ``count`` of each at most, as ``plot_volumes`` does."""
+    count = min(count, len(generated), len(real))  # type: ignore[arg-type]
+    pairs = [{"generated": generated[i][CommonKeys.IMAGE], "real": real[i][CommonKeys.IMAGE]} for i in range(count)]
+    plot_volumes(pairs, [""] * count, path)
 
 
-def _plot_quantiles(figure: FigureBase, uniform: Mapping[str, np.ndarray]) -> None:
-    axis = figure.subplots()
-    for name, values in uniform.items():
-        label = f"(c{name[1]} - r) / (size - 2 r)" if name.startswith("c") else name
-        axis.plot((np.arange(len(values)) + 0.5) / len(values), np.sort(values), label=label, linewidth=1.2)
-    # where 95% of samples of the law stay, along their whole length
-    band = stats.kstwo.isf(0.05, len(values))
-    axis.fill_between([0, 1], [-band, 1 - band], [band, 1 + band], color="0.9", label="95% of samples of the law")
-    axis.plot([0, 1], [0, 1], color="0.5", linewidth=0.8)
-    axis.set(xlim=(0, 1), ylim=(-0.1, 1.1), xlabel="quantile of the law", ylabel="quantile measured", aspect="equal")
-    axis.legend(fontsize=7)
-
-
-def plot_fidelity(
-    measured: Mapping[str, np.ndarray], volumes: Dataset, law: SphereLaw, path: str | os.PathLike, count: int = 4
-) -> None:
-    """Draw volumes against the law: histograms, quantiles, and slices of typical volumes and of the worst.
+class ReconstructionPicture:
+    """Draws the first volumes of an evaluation: image, noise-free signal if known, reconstruction, and a draw.
 
     Args:
-        measured: arrays of shape (N,), as ``SphereMetric`` gives them; each is shown on the scale of the law, the
-            centre as (c - r) / (size - 2 r).
-        volumes: the N volumes themselves, (1, D, H, W) under ``CommonKeys.IMAGE``.
-        law: the true distribution.
-        path: the PNG to write; its folder is made.
-        count: how many typical volumes (those in the middle by their Dice with a ball) and how many of the worst
-            (those that are no valid spheres, then the lowest Dice).
+        path: the PNG to write.
+        count: how many volumes to show, at most a batch.
     """
-    uniform = standardise(measured, law)
-    filled = np.isfinite(np.stack(list(uniform.values()))).all(axis=0)
-    figure = Figure(figsize=(13, 5 + 1.35 * count), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=[5, 1.35 * count])  # type: ignore[misc]
-    if filled.any():
-        left, right = above.subfigures(1, 2, width_ratios=[2, 1.2])
-        _plot_histograms(left, {name: values[filled] for name, values in uniform.items()}, law)
-        _plot_quantiles(right, {name: values[filled] for name, values in uniform.items()})
-    reasons = [reason.partition(":")[0] for reason in explain_invalid(measured, law)]
-    valid = np.array([reason == "" for reason in reasons])
-    order = np.lexsort((measured["dice"], valid))
-    count = min(count, len(order))
-    middle = (len(order) - count) // 2
-    rows = {"typical": order[middle : middle + count], "worst": order[:count]}
-    items, titles = [], []
-    # side by side: a typical one, one of the worst
-    for pair in zip(*rows.values(), strict=True):
-        for kind, i in zip(rows, pair, strict=True):
-            items.append({"": volumes[int(i)][CommonKeys.IMAGE]})
-            sphere = describe_sphere({name: measured[name][i] for name in PARAMETERS})
-            title = textwrap.fill(reasons[i], 24) or kind
-            titles.append(f"{title}\n{sphere}\nDice {measured['dice'][i]:.3f}")
-    _draw_volumes(below, items, titles, across=2)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+
+    def __init__(self, path: str | os.PathLike, count: int = 4) -> None:
+        self.path = path
+        self.count = count
+
+    def attach(self, engine: Workflow) -> None:
+        """Register with an evaluator whose output is that of ``ReconstructionScores``."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED(event_filter=lambda _, iteration: iteration == 1), self)
+
+    def __call__(self, engine: Workflow) -> None:
+        """Draw the first batch."""
+        output = engine.state.output
+        names = {"image": "image", "oracle": "signal", "reconstruction": "reconstruction", "sample": "draw"}
+        rows = [
+            {shown: output[name][i] for name, shown in names.items() if name in output}
+            for i in range(min(self.count, len(output["image"])))
+        ]
+        kinds = {"true_parameters": "true a = {:+.2f}, b = {:.2f}", "parameters": "decoded {:+.2f}, {:.2f}"}
+        lines = [[text.format(*row) for row in output[kind].tolist()] for kind, text in kinds.items() if kind in output]
+        titles = ["\n".join(line) for line in zip(*lines, strict=True)]
+        plot_volumes(rows, titles[: len(rows)], self.path)

@@ -1,4 +1,4 @@
-"""Volumes from files: which they are, how they are split, and how one is read."""
+"""Volumes from files: which they are, and how they are split."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import glob
 import json
 import logging
 import os
-from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import nibabel
 import torch
 from monai.data import Dataset, load_decathlon_datalist, partition_dataset
-from monai.transforms import Compose, EnsureTyped, LoadImage, MapTransform, Spacing
+from monai.transforms import Compose, EnsureTyped
 from monai.utils import CommonKeys
 
-from .checks import SettingError
+from ..checks import SettingError
+from .preprocessing import LoadVolumed
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +96,7 @@ def split_volumes(
     """Split volumes into training, validation and test sets, the same ones wherever the seed is the same.
 
     Args:
-        dataset_dir: as for ``list_volumes``. A datalist's own sections stay as they are.
+        dataset_dir: as for ``list_volumes``. A datalist's own sections stay as they are. Empty for no volumes at all.
         seed: of the shuffling.
         fraction: share of the volumes for validation, and as many for the test; at least one each.
 
@@ -107,6 +106,8 @@ def split_volumes(
     Raises:
         SettingError: as ``list_volumes``, or when there are too few volumes for a set each.
     """
+    if not os.fspath(dataset_dir):
+        return {name: [] for name in SECTIONS}
     sections = list_volumes(dataset_dir)
     missing = [name for name in SECTIONS if name not in sections]
     volumes = sections["training"]
@@ -122,62 +123,6 @@ def split_volumes(
     counted = ", ".join(f"{len(sections[name])} {name}" for name in SECTIONS)
     logger.info("%d volumes of %s: %s", sum(map(len, sections.values())), dataset_dir, counted)
     return {name: [{CommonKeys.IMAGE: path} for path in sections[name]] for name in SECTIONS}
-
-
-class LoadVolumed(MapTransform):
-    """Loads one channel of a volume, channel first, float32, with its metadata; voxels that are not finite become 0.
-
-    Args:
-        keys: as for every dictionary transform of MONAI's; items hold the path of a file.
-        channel: which channel of a file of several.
-
-    Raises:
-        SettingError: when called, if a file can't be read (headers may be fine, and what follows cut off), or lacks
-            the channel.
-    """
-
-    def __init__(self, keys: str | Sequence[str] = CommonKeys.IMAGE, channel: int = 0) -> None:
-        super().__init__(keys)
-        self.channel = channel
-        self.load = LoadImage(image_only=True, ensure_channel_first=True)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Load the volumes of an item: each of shape (1, D, H, W)."""
-        item = dict(data)
-        for key in self.key_iterator(item):
-            try:
-                volume = self.load(item[key])
-            except Exception as error:  # gzip, zlib, nibabel and MONAI each have their own
-                raise SettingError(f"dataset_dir: {item[key]} can't be read as NIfTI: {error}") from error
-            if self.channel >= len(volume):
-                raise SettingError(f"channel={self.channel}: {item[key]} has channels 0 to {len(volume) - 1} alone.")
-            item[key] = volume[self.channel : self.channel + 1].nan_to_num(0.0, 0.0, 0.0)
-        return item
-
-
-class ResampleVolumed(MapTransform):
-    """Resamples by MONAI's ``Spacing``, of which the background has no part: voxels of exactly 0 stay out of the mean.
-
-    Interpolated alone, a rim of values between the tissue's and 0 would surround what is not background, and would be
-    taken for tissue. A voxel becomes background where most of its neighbourhood is. Volumes that have the spacing
-    already stay as they are, bit for bit.
-
-    Args:
-        keys: as for every dictionary transform of MONAI's; items hold volumes with their metadata.
-        pixdim: size of a voxel along each axis, in mm.
-    """
-
-    def __init__(self, keys: str | Sequence[str] = CommonKeys.IMAGE, pixdim: Sequence[float] = (1.0, 1.0, 1.0)) -> None:
-        super().__init__(keys)
-        self.resample = Spacing(pixdim)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Resample the volumes (C, D, H, W) of an item."""
-        item = dict(data)
-        for key in self.key_iterator(item):
-            weight = self.resample((item[key] != 0).to(item[key].dtype))
-            item[key] = self.resample(item[key]) * ((weight > 0.5) / weight.clamp_min(0.5))
-        return item
 
 
 class FolderDataset(Dataset):

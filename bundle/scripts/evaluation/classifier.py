@@ -16,7 +16,7 @@ from monai.utils import CommonKeys, convert_to_tensor
 from scipy import stats
 from torch.utils.data import Dataset, Subset
 
-from .fidelity import ERROR_RATE, make_line
+from .lines import ERROR_RATE, Line
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def classify_two_samples(
     seed: int = 0,
     device: torch.device | str = "cpu",
     num_workers: int = 0,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Line]:
     """Train a small 3D network to tell two sets of volumes apart, and score it on volumes it has not seen.
 
     Lopez-Paz and Oquab (2017), "Revisiting Classifier Two-Sample Tests", ICLR. Half of each set trains MONAI's
@@ -77,18 +77,9 @@ def classify_two_samples(
     # fork_rng: the test must not change what a caller draws afterwards
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        orders = [torch.randperm(size).tolist() for _ in range(2)]
-        halves = [
-            _Labelled(Subset(volumes, orders[0][half]), Subset(real, orders[1][half]))
-            for half in (slice(None, size // 2), slice(size // 2, None))
-        ]
-        train, test = (
-            DataLoader(half, batch_size=batch_size, shuffle=i == 0, num_workers=num_workers)
-            for i, half in enumerate(halves)
-        )
-        shape = halves[0][0][CommonKeys.IMAGE].shape
+        train, test = _split(volumes, real, size)
         network = Classifier(
-            in_shape=shape,
+            in_shape=train[0][CommonKeys.IMAGE].shape,
             classes=2,
             channels=(8, 16, 32, 64),
             strides=(2, 2, 2, 2),
@@ -96,35 +87,51 @@ def classify_two_samples(
             norm="batch",
             act="relu",
         ).to(device)
-        optimizer = torch.optim.Adam(network.parameters(), lr=lr)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(train))
-        trainer = SupervisedTrainer(
-            device=torch.device(device),
-            max_epochs=epochs,
-            train_data_loader=train,
-            network=network,
-            optimizer=optimizer,
-            loss_function=torch.nn.CrossEntropyLoss(),
-            train_handlers=[
-                LrScheduleHandler(schedule, epoch_level=False, print_lr=False)  # type: ignore[arg-type]
-            ],
-            decollate=False,
-        )
-        ProgressBar(desc="classifier").attach(trainer)
-        evaluator = SupervisedEvaluator(
-            device=torch.device(device),
-            val_data_loader=test,
-            network=network,
-            key_val_metric={
-                "accuracy": Accuracy(output_transform=from_engine([CommonKeys.PRED, CommonKeys.LABEL])),
-            },
-            decollate=False,
-        )
-        trainer.run()
-        evaluator.run()
-    count = len(halves[1])
-    accuracy = float(evaluator.state.metrics["accuracy"])
+        _fit(network, DataLoader(train, num_workers, batch_size=batch_size, shuffle=True), epochs, lr, device)
+        accuracy = _test(network, DataLoader(test, num_workers, batch_size=batch_size), device)
+    count = len(test)
     interval = stats.binomtest(round(accuracy * count), count).proportion_ci()
     # no more than a fair coin could reach by chance in so few tosses
     limit = max(ACCURACY, float(stats.binom.isf(ERROR_RATE, count, 0.5)) / count)
-    return {"classifier": make_line(accuracy, limit, low=float(interval.low), high=float(interval.high), count=count)}
+    line = Line(accuracy, low=float(interval.low), high=float(interval.high), count=count, limit=limit)
+    return {"classifier": line}
+
+
+def _split(volumes: Dataset, real: Dataset, size: int) -> list[_Labelled]:
+    """Deal ``size`` of each set into two halves, to train from and to test on."""
+    orders = [torch.randperm(size).tolist() for _ in range(2)]
+    return [
+        _Labelled(Subset(volumes, orders[0][half]), Subset(real, orders[1][half]))
+        for half in (slice(None, size // 2), slice(size // 2, None))
+    ]
+
+
+def _fit(network: torch.nn.Module, data: DataLoader, epochs: int, lr: float, device: torch.device | str) -> None:
+    optimizer = torch.optim.Adam(network.parameters(), lr=lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(data))
+    SupervisedTrainer(
+        device=torch.device(device),
+        max_epochs=epochs,
+        train_data_loader=data,
+        network=network,
+        optimizer=optimizer,
+        loss_function=torch.nn.CrossEntropyLoss(),
+        train_handlers=[
+            LrScheduleHandler(schedule, epoch_level=False, print_lr=False),  # type: ignore[arg-type]
+            ProgressBar(desc="classifier"),
+        ],
+        decollate=False,
+    ).run()
+
+
+def _test(network: torch.nn.Module, data: DataLoader, device: torch.device | str) -> float:
+    """Return the share of a labelled set that the network tells right."""
+    evaluator = SupervisedEvaluator(
+        device=torch.device(device),
+        val_data_loader=data,
+        network=network,
+        key_val_metric={"accuracy": Accuracy(output_transform=from_engine([CommonKeys.PRED, CommonKeys.LABEL]))},
+        decollate=False,
+    )
+    evaluator.run()
+    return float(evaluator.state.metrics["accuracy"])

@@ -1,17 +1,18 @@
-"""The sphere in a volume: its parameters fitted by maximum likelihood from the volume alone, and why it is none."""
+"""The sphere in a volume: its parameters and texture, measured from the volume alone."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from monai.metrics import CumulativeIterationMetric
+from monai.utils import CommonKeys
 from scipy import ndimage
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
-from .spheres import SphereLaw
+from .ball import distances, fit_ball, grid_of
 
 PARAMETERS = ("r", "cx", "cy", "cz", "a", "b")
 
@@ -31,66 +32,8 @@ COLUMNS = (
     "rim_std",
 )
 
-# A surface voxel is taken for foreground with probability sigmoid((r - d) / tau), d its distance from the centre. The
-# fit anneals tau (voxels): wide at first, on every second voxel of each axis, so that a poor start still feels the
-# surface; at the last value the bias of the radius, 3.3 tau^2 / r from the surface's curvature, is below 0.01 voxels.
-COARSE_WIDTHS, FINE_WIDTHS = (2.0, 1.0, 0.5), (0.3, 0.2)
-
 # Voxels further outside the fitted ball than this (voxels) are background, whatever the roughness of the surface.
 BACKGROUND_MARGIN = 4.0
-
-
-def _grid(shape: Sequence[int], device: torch.device) -> list[torch.Tensor]:
-    """Centres of the voxels along each axis, shaped to broadcast over (B, D, H, W)."""
-    axes = [torch.arange(size, device=device) + 0.5 for size in shape]
-    return [axis.view([-1 if i == j else 1 for j in range(4)]) for i, axis in enumerate(axes, start=1)]
-
-
-def _distances(ball: torch.Tensor, grid: list[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Offsets from the centres along each axis, and distances (B, D, H, W); ``ball``: (B, 4) as r, cx, cy, cz."""
-    offsets = [axis - ball[:, k].view(-1, 1, 1, 1).float() for k, axis in enumerate(grid, start=1)]
-    return offsets, (offsets[0] ** 2 + offsets[1] ** 2 + offsets[2] ** 2).sqrt_().clamp_min_(1e-3)
-
-
-def _fisher_step(ball: torch.Tensor, support: torch.Tensor, grid: list[torch.Tensor], tau: float) -> torch.Tensor:
-    """One step of Fisher scoring, Newton's method with the expected Hessian: the change of ``ball``, (B, 4)."""
-    offsets, distance = _distances(ball, grid)
-    p = torch.sigmoid((ball[:, 0].view(-1, 1, 1, 1).float() - distance) / tau)
-    # score and Fisher information: sums over the voxels of d logit / d(r, c) = (1, (x - c) / d) / tau
-    jacobian = torch.stack([torch.ones_like(distance), *(offset / distance for offset in offsets)], dim=1).flatten(2)
-    score = jacobian @ (support.float() - p).flatten(1).unsqueeze(-1) / tau
-    information = (jacobian * (p * (1 - p)).flatten(1).unsqueeze(1)) @ jacobian.mT / tau**2
-    ridge = 1e-3 * torch.eye(4, dtype=torch.float64, device=ball.device)
-    step = torch.linalg.solve(information.double() + ridge, score.double()).squeeze(-1)
-    # a support that is no ball may ask for leaps; a real one is a fraction of a voxel away
-    return step.clamp(-2.0, 2.0)
-
-
-def fit_ball(support: torch.Tensor) -> torch.Tensor:
-    """Fit a ball to each support by maximum likelihood.
-
-    The model: each voxel is foreground with probability sigmoid((r - d) / tau), independently; tau is a small constant.
-    Fisher scoring starts from the support's moments: the radius of the ball of the same volume, the centroid.
-
-    Args:
-        support: boolean, shape (B, D, H, W).
-
-    Returns:
-        r, cx, cy, cz in voxels, shape (B, 4), float64; NaN for an empty support.
-    """
-    grid = _grid(support.shape[1:], support.device)
-    count = support.sum(dim=(1, 2, 3)).double()
-    centroid = []
-    for k, axis in enumerate(grid, start=1):
-        profile = support.sum(dim=[other for other in (1, 2, 3) if other != k])
-        centroid.append((profile * axis.flatten()).sum(dim=1) / count)
-    ball = torch.stack([(count * 3 / (4 * math.pi)) ** (1 / 3), *centroid], dim=1)
-    coarse = [axis[:, ::2, ::2, ::2] for axis in grid]
-    for tau in COARSE_WIDTHS:
-        ball = ball + _fisher_step(ball, support[:, ::2, ::2, ::2], coarse, tau)
-    for tau in FINE_WIDTHS:
-        ball = ball + _fisher_step(ball, support, grid, tau)
-    return torch.where(count[:, None] > 0, ball, torch.nan)
 
 
 def _count_components(support: torch.Tensor) -> torch.Tensor:
@@ -158,7 +101,7 @@ def measure_spheres(volumes: torch.Tensor, tolerance: float = 0.0) -> dict[str, 
     spatial = (1, 2, 3)
     count = support.sum(dim=spatial).double()
     ball = fit_ball(support)
-    _, distance = _distances(torch.nan_to_num(ball), _grid(support.shape[1:], support.device))
+    _, distance = distances(torch.nan_to_num(ball), grid_of(support.shape[1:], support.device))
     r = torch.nan_to_num(ball[:, 0]).float().view(-1, 1, 1, 1)
     fitted = distance <= r
     overlap = (fitted & support).sum(dim=spatial).double()
@@ -176,30 +119,30 @@ def measure_spheres(volumes: torch.Tensor, tolerance: float = 0.0) -> dict[str, 
     # a constant ball has no texture (0 / 0, and x / 0 outside it); one that is not finite stays NaN
     z = torch.where(a.isfinite().view(-1, 1, 1, 1), torch.nan_to_num(z, posinf=0.0, neginf=0.0), torch.nan)
     z2 = z * z
-    autocorrelation = []
-    for axis, size in enumerate(support.shape[1:], start=1):
-        both = support.narrow(axis, 0, size - 1) & support.narrow(axis, 1, size - 1)
-        autocorrelation.append(average(z.narrow(axis, 0, size - 1) * z.narrow(axis, 1, size - 1), both))
+
+    def autocorrelate(axis: int) -> torch.Tensor:
+        first, second = (slice(None),) * axis + (slice(-1),), (slice(None),) * axis + (slice(1, None),)
+        return average(z[first] * z[second], support[first] & support[second])
+
     inner = support & (distance <= r / 2 ** (1 / 3))
     outer = support & ~inner
     mean_inner, mean_outer = average(z, inner), average(z, outer)
     std_inner = (average(z2, inner) - mean_inner**2).sqrt()
     std_outer = (average(z2, outer) - mean_outer**2).sqrt()
-    columns = [
-        *ball.unbind(1),
-        a,
-        b,
-        dice,
-        _count_components(support),
-        count,
-        background,
-        _normal_ks(z, support),
-        average(z2 * z2, support) - 3,
-        *autocorrelation,
-        mean_outer - mean_inner,
-        std_outer / std_inner - 1,
-    ]
-    return dict(zip(COLUMNS, columns, strict=True))
+    return {
+        **dict(zip(("r", "cx", "cy", "cz"), ball.unbind(1), strict=True)),
+        "a": a,
+        "b": b,
+        "dice": dice,
+        "components": _count_components(support),
+        "voxels": count,
+        "background": background,
+        "normal_ks": _normal_ks(z, support),
+        "kurtosis": average(z2 * z2, support) - 3,
+        **{f"autocorrelation_{name}": autocorrelate(axis) for axis, name in enumerate("xyz", start=1)},
+        "rim_mean": mean_outer - mean_inner,
+        "rim_std": std_outer / std_inner - 1,
+    }
 
 
 class SphereMetric(CumulativeIterationMetric):
@@ -222,7 +165,8 @@ class SphereMetric(CumulativeIterationMetric):
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
         if y_pred.ndim != 5 or y_pred.shape[1] != 1:
             raise ValueError(f"volumes must have the shape (B, 1, D, H, W), got {tuple(y_pred.shape)}.")
-        return torch.stack(list(measure_spheres(y_pred, self.tolerance).values()), dim=1)
+        measured = measure_spheres(y_pred, self.tolerance)
+        return torch.stack([measured[name] for name in COLUMNS], dim=1)
 
     def aggregate(self) -> dict[str, np.ndarray]:
         """Return the measurements of all volumes so far: arrays of shape (N,) under the names of ``COLUMNS``."""
@@ -234,37 +178,21 @@ def split_columns(table: torch.Tensor) -> dict[str, np.ndarray]:
     return dict(zip(COLUMNS, table.double().cpu().numpy().T, strict=True))
 
 
-def explain_invalid(measured: Mapping[str, np.ndarray], law: SphereLaw, dice_min: float = 0.97) -> list[str]:
-    """Say of each volume why it is no sphere of the law.
+def measure_dataset(
+    volumes: Dataset, batch_size: int = 16, num_workers: int = 0, tolerance: float = 0.0
+) -> dict[str, np.ndarray]:
+    """Measure every volume of a dataset.
 
     Args:
-        measured: arrays of shape (N,), as ``SphereMetric`` gives them.
-        law: the true distribution; its bounds of radius and centre must be met within half a voxel. (``a`` and ``b``
-            have no unit in voxels; their whole distribution is tested instead.)
-        dice_min: least overlap of the support with the fitted ball.
+        volumes: N items with volumes (1, D, H, W) under ``CommonKeys.IMAGE``.
+        batch_size: volumes measured at a time.
+        num_workers: processes that make the volumes.
+        tolerance: see ``measure_spheres``.
 
     Returns:
-        For each volume the first reason that holds, or an empty text for a valid sphere.
+        Arrays of shape (N,) under the names of ``COLUMNS``.
     """
-    rows = [dict(zip(measured, row, strict=True)) for row in np.stack(list(measured.values()), axis=1)]
-    return [_explain(row, law, dice_min) for row in rows]
-
-
-def _explain(row: Mapping[str, float], law: SphereLaw, dice_min: float) -> str:
-    if row["voxels"] == 0:
-        return "empty: every voxel is 0"
-    if not (math.isfinite(row["a"]) and math.isfinite(row["b"])):
-        return "not finite: voxels that are NaN or infinite"
-    if row["voxels"] > 0.9 * law.size**3:  # the largest ball of the grid fills 0.52 of it
-        return "no background: voxels other than 0 everywhere"
-    if row["components"] > 1:
-        return f"separate parts: {row['components']:.0f}"
-    if row["dice"] < dice_min:
-        return f"no ball: Dice {row['dice']:.3f} with the fitted one, below {dice_min}"
-    slack = 0.5
-    if not law.r_min - slack <= row["r"] <= law.r_max + slack:
-        return f"radius outside [{law.r_min:g}, {law.r_max:g}]: {row['r']:.2f}"
-    for axis in "xyz":
-        if not row["r"] - slack <= row[f"c{axis}"] <= law.size - row["r"] + slack:
-            return f"not wholly inside the grid along {axis}: centre {row[f'c{axis}']:.2f}, radius {row['r']:.2f}"
-    return ""
+    metric = SphereMetric(tolerance)
+    for batch in tqdm(DataLoader(volumes, batch_size, num_workers=num_workers), desc="measuring", leave=False):
+        metric(batch[CommonKeys.IMAGE])
+    return metric.aggregate()

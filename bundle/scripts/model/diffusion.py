@@ -11,7 +11,7 @@ from monai.inferers import Inferer
 from monai.networks.schedulers import RFlowScheduler, Scheduler
 from torch import nn
 
-from .environment import autocast
+from ..environment import autocast
 
 
 class AutocastInferer(Inferer):

@@ -10,13 +10,14 @@ from monai.networks.nets import DiffusionModelUNet
 from monai.networks.schedulers import DDPMScheduler, Scheduler
 from torch import nn
 
+from ..checks import SettingError
+from ..environment import autocast
 from .autoencoder import VolumeAutoencoder
-from .checks import SettingError
 from .distributions import ZeroInflatedNormal
-from .environment import autocast
+from .scripting import TracedWhenScripted
 
 
-class VolumeGenerator(nn.Module):
+class VolumeGenerator(TracedWhenScripted):
     """From latent noise to volumes: every step of the sampler, the scale factor, the decoder and the draw of voxels.
 
     Its state dict is all that generation needs.
@@ -27,7 +28,8 @@ class VolumeGenerator(nn.Module):
         scheduler: the sampler, MONAI's ``RFlowScheduler``, ``DDIMScheduler`` or ``DDPMScheduler``.
         num_inference_steps: steps of the sampler.
         inferer: makes an inferer with the ``sample`` of ``LatentDiffusionInferer`` from scheduler and scale factor.
-        scale_factor: what the latents were multiplied with in training; loaded weights bring their own.
+        scale_factor: what the latents were multiplied with in training; a tensor is held as it is, and may be filled
+            later; loaded weights bring their own.
 
     Raises:
         SettingError: when ``DDPMScheduler`` is asked for another number of steps than it was trained with.
@@ -40,13 +42,13 @@ class VolumeGenerator(nn.Module):
         scheduler: Scheduler,
         num_inference_steps: int,
         inferer: Callable[..., LatentDiffusionInferer] = LatentDiffusionInferer,
-        scale_factor: float = 1.0,
+        scale_factor: float | torch.Tensor = 1.0,
     ) -> None:
         super().__init__()
         self.diffusion_model = diffusion_model
         self.autoencoder = autoencoder
         self.scale_factor: torch.Tensor
-        self.register_buffer("scale_factor", torch.tensor(scale_factor))
+        self.register_buffer("scale_factor", torch.as_tensor(scale_factor))
         if isinstance(scheduler, DDPMScheduler) and num_inference_steps != scheduler.num_train_timesteps:
             raise SettingError(
                 f"num_inference_steps={num_inference_steps}: must be num_train_timesteps="
@@ -57,6 +59,10 @@ class VolumeGenerator(nn.Module):
         self._scheduler = (scheduler,)
         self._make_inferer = inferer
         self.requires_grad_(False)  # what is generated, or exported, carries no graph
+
+    def example_input(self) -> torch.Tensor:
+        """Return noise for one volume, to trace with."""
+        return torch.zeros(1, self.diffusion_model.in_channels, 4, 4, 4, device=self.scale_factor.device)
 
     @property
     def scheduler(self) -> Scheduler:
@@ -87,26 +93,6 @@ class VolumeGenerator(nn.Module):
         if texture is None:
             texture = torch.randn_like(voxels.loc)
         return voxels.draw(texture)
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        """Let ``torch.jit.script``, which can't read MONAI's networks, take a trace of this module instead.
-
-        So MONAI's ``ckpt_export`` works with and without ``use_trace``. The trace takes any number of volumes of any
-        size that the networks take, and draws another texture in each call.
-        """
-        example = torch.zeros(1, self.diffusion_model.in_channels, 4, 4, 4, device=self.scale_factor.device)
-        return _Traced(torch.jit.trace(self, example, check_trace=False))
-
-
-class _Traced(nn.Module):
-    """A traced module in one that can be scripted: the result of ``__prepare_scriptable__`` is scripted in its turn."""
-
-    def __init__(self, generator: torch.jit.ScriptModule) -> None:
-        super().__init__()
-        self.generator = generator
-
-    def forward(self, noise: torch.Tensor) -> torch.Tensor:
-        return self.generator(noise)
 
 
 class FixedBatchInferer(Inferer):

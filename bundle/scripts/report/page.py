@@ -1,4 +1,4 @@
-"""A run's folder as one page to look at: ``report.html``. ``python -m scripts.report FOLDER`` writes it anew."""
+"""The page itself: what of a run's folder goes into it, and how it is written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import gzip
 import json
 import logging
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,12 @@ from typing import Any
 import jinja2
 import nibabel
 import numpy as np
-import torch
 
-from .checks import SettingError
+from ..checks import SettingError
+from ..environment import describe
+from ..evaluation.lines import Line
+from ..evaluation.table import LABELS
 from .curves import plot_curves, read_events
-from .environment import describe
-from .fidelity import LABELS, describe_line
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +103,7 @@ def _read_fidelity(folder: Path) -> dict[str, Any] | None:
         return None
     fidelity = json.loads(path.read_text())
     fidelity["lines"] = [
-        {**line, "label": LABELS[name], "real": fidelity["real"].get(name), "remark": describe_line(line)}
+        {**line, "label": LABELS[name], "real": fidelity["real"].get(name), "remark": Line.from_dict(line).remark}
         for name, line in fidelity["volumes"].items()
         if name in LABELS
     ]
@@ -169,25 +168,17 @@ def render_report(output_dir: str | os.PathLike) -> Path:
     )
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
-    logger.info("saved to %s", path)
+    logger.info("to look at, open %s", path)
     return path
 
 
-def write_report(
-    output_dir: str | os.PathLike,
-    title: str,
-    settings: Mapping[str, Any],
-    device: str | torch.device = "auto",
-    precision: str = "auto",
-) -> Path:
+def write_report(output_dir: str | os.PathLike, title: str, settings: Mapping[str, Any]) -> Path:
     """Note what a run was, in ``run.json``, and write its report: the last step of a workflow.
 
     Args:
         output_dir: the run's folder.
         title: heading of the page.
-        settings: what the run was started with.
-        device: what it ran on, as in ``scripts.environment.describe``.
-        precision: alike.
+        settings: what the run was started with, ``device`` and ``precision`` among them.
 
     Returns:
         The page.
@@ -196,18 +187,8 @@ def write_report(
         "title": title,
         "written": datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
         "settings": {name: value for name, value in settings.items() if value != ""},
-        "environment": describe(device, precision),
+        "environment": describe(settings["device"], settings["precision"]),
     }
     Path(output_dir).mkdir(parents=True, exist_ok=True)
     (Path(output_dir) / "run.json").write_text(json.dumps(run, indent=2, default=str) + "\n")
     return render_report(output_dir)
-
-
-if __name__ == "__main__":
-    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m scripts.report FOLDER")
-    try:
-        render_report(sys.argv[1])
-    except SettingError as mistake:
-        sys.exit(f"error: {mistake}")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from monai.inferers import Inferer
+from monai.utils import CommonKeys
 from torch import nn
 
+from ..environment import autocast
 from .distributions import ZeroInflatedNormal
-from .environment import autocast
 
 # E|z| of a standard normal: the point around which |x| tells a narrow noise from a wide one.
 MEAN_ABSOLUTE_NORMAL = math.sqrt(2 / math.pi)
@@ -151,3 +153,11 @@ class ReconstructionInferer(Inferer):
     def __call__(self, inputs: torch.Tensor, network: VolumeAutoencoder) -> torch.Tensor:  # type: ignore[override]
         """Reconstruct volumes (B, 1, D, H, W); returns the decoder's channels (B, 3, D, H, W)."""
         return network.reconstruct(inputs)
+
+
+def prepare_batch(
+    batch: Mapping[str, torch.Tensor], device: torch.device, non_blocking: bool = False, **kwargs: object
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a batch's volumes twice, as what an autoencoder is given and what it is to return."""
+    image = batch[CommonKeys.IMAGE].to(device, non_blocking=non_blocking)
+    return image, image

@@ -6,11 +6,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from ignite.metrics import Metric, RootMeanSquaredError
+from ignite.metrics.regression import PearsonCorrelation
+from monai.handlers import (
+    IgniteMetricHandler,
+    MeanAbsoluteError,
+    MeanSquaredError,
+    PeakSignalToNoiseRatio,
+    from_engine,
+)
 from monai.metrics import SSIMMetric
 from monai.metrics.regression import KernelType
 from monai.utils import CommonKeys
 
-from .distributions import ZeroInflatedNormal
+from ..model.distributions import ZeroInflatedNormal
 
 
 def _average(x: torch.Tensor, support: torch.Tensor) -> torch.Tensor:
@@ -103,15 +112,39 @@ class SeparableSSIMMetric(SSIMMetric):
         return volumes
 
 
-def column(index: int, prediction: str = "parameters", truth: str = "true_parameters") -> Callable:
-    """Make the output transform of a metric that compares one column of two (B, N) outputs.
+def _column(index: int) -> Callable:
+    """Make the output transform that compares a column of the decoded parameters with the true one."""
+    return lambda output: (output["parameters"][:, index], output["true_parameters"][:, index])
+
+
+def make_truth_metrics(reconstruction: Mapping[str, Metric], data_range: float) -> dict[str, Metric]:
+    """Make the metrics that need the truth, to be read beside those of the reconstruction.
 
     Args:
-        index: the column.
-        prediction: name of the predicted output.
-        truth: name of the true one.
+        reconstruction: metrics of the reconstruction, ``ssim`` and ``mse`` among them.
+        data_range: range of the values, for SSIM and the peak signal-to-noise ratio.
 
     Returns:
-        A function from an engine's output to ``(predicted, true)``, each of shape (B,).
+        Metrics by name: in ``_oracle`` what a perfect denoiser scores, in ``_ratio`` the reconstruction's score over
+        it; ``ssim_signal``, of the reconstruction with the noise-free signal; root mean square error and correlation of
+        the decoded ``a`` and ``b``.
     """
-    return lambda output: (output[prediction][:, index], output[truth][:, index])
+    perfect = from_engine(["oracle", CommonKeys.IMAGE])
+
+    def ssim(output_transform: Callable) -> IgniteMetricHandler:
+        metric = SeparableSSIMMetric(spatial_dims=3, win_size=7, data_range=data_range)
+        return IgniteMetricHandler(metric_fn=metric, output_transform=output_transform)
+
+    metrics: dict[str, Metric] = {
+        "ssim_oracle": ssim(perfect),
+        "ssim_signal": ssim(from_engine(["reconstruction", "oracle"])),
+        "mse_oracle": MeanSquaredError(output_transform=perfect),
+        "mae_oracle": MeanAbsoluteError(output_transform=perfect),
+        "psnr_oracle": PeakSignalToNoiseRatio(max_val=data_range, output_transform=perfect),
+    }
+    for name in ("ssim", "mse"):
+        metrics[f"{name}_ratio"] = reconstruction[name] / metrics[f"{name}_oracle"]
+    for index, name in enumerate(("a", "b")):
+        metrics[f"{name}_rmse"] = RootMeanSquaredError(output_transform=_column(index))
+        metrics[f"{name}_correlation"] = PearsonCorrelation(output_transform=_column(index))
+    return metrics

@@ -1,0 +1,1 @@
+"""What the models are trained on: synthetic spheres, volumes from files, and their encoded latents."""

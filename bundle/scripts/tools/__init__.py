@@ -1,0 +1,1 @@
+"""What is done with finished weights and data: exports, conversion between packages, timing the data loader."""

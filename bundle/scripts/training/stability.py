@@ -1,0 +1,100 @@
+"""Numbers that leave the numbers: gradients that are clipped or dropped, and a loss that ends its training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+import torch
+from ignite.engine import Events
+from ignite.handlers import TerminateOnNan
+from monai.engines import AdversarialTrainer, SupervisedTrainer, Workflow
+from monai.engines.utils import IterationEvents
+from monai.utils import CommonKeys
+from monai.utils.enums import AdversarialIterationEvents, AdversarialKeys
+
+Trainer: TypeAlias = SupervisedTrainer | AdversarialTrainer
+
+
+def read_loss(output: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return the loss in a trainer's output: an ``AdversarialTrainer`` calls its own the reconstruction loss."""
+    adversarial = AdversarialKeys.RECONSTRUCTION_LOSS
+    return output[adversarial] if adversarial in output else output[CommonKeys.LOSS]
+
+
+def read_parts(engine: Trainer) -> tuple[torch.optim.Optimizer, torch.amp.GradScaler | None, Callable]:
+    """Return a trainer's optimizer, gradient scaler and loss function: the generator's of an ``AdversarialTrainer``."""
+    if isinstance(engine, AdversarialTrainer):
+        return engine.state.g_optimizer, engine.state.g_scaler, engine.state.recon_loss_function
+    return engine.optimizer, engine.scaler, engine.loss_function
+
+
+class GradientClipper:
+    """Clips the gradient's norm before each optimizer step, and skips a step whose gradient is not finite.
+
+    A single non-finite gradient, which bf16 kernels return now and then, would turn every weight into NaN. The number
+    of skipped steps is ``engine.state.skipped_steps``, the last norm ``engine.state.gradient_norm``. Of an
+    ``AdversarialTrainer`` it takes the generator's.
+
+    Args:
+        max_norm: largest norm of the gradient over all parameters.
+    """
+
+    def __init__(self, max_norm: float) -> None:
+        self.max_norm = max_norm
+
+    def attach(self, engine: Trainer) -> None:
+        """Register with a trainer."""
+        engine.state.skipped_steps = 0
+        engine.state.gradient_norm = 0.0
+        adversarial = isinstance(engine, AdversarialTrainer)
+        event = (
+            AdversarialIterationEvents.GENERATOR_BACKWARD_COMPLETED
+            if adversarial
+            else IterationEvents.BACKWARD_COMPLETED
+        )
+        engine.add_event_handler(event, self)
+
+    def __call__(self, engine: Trainer) -> None:
+        """Clip, or drop, the gradients of the trainer's optimizer."""
+        optimizer, scaler, _ = read_parts(engine)
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
+        engine.state.gradient_norm = float(norm)
+        if not torch.isfinite(norm):
+            engine.state.skipped_steps += 1
+            if scaler is None:  # a gradient scaler skips the step itself, and lowers its scale
+                optimizer.zero_grad(set_to_none=True)
+
+
+class StopOnNaN(TerminateOnNan):
+    """Ends a training whose loss is not finite with an error; its checkpoints stay as they are.
+
+    ignite's handler alone would end the run as if it were complete, and what follows would save the weights as final.
+
+    Args:
+        ckpt_dir: where the training's checkpoints are, for the message.
+    """
+
+    def __init__(self, ckpt_dir: str) -> None:
+        super().__init__(output_transform=read_loss)
+        self.ckpt_dir = ckpt_dir
+
+    def attach(self, engine: Workflow) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.TERMINATE, self.fail)
+
+    def fail(self, engine: Workflow) -> None:
+        """Raise ``FloatingPointError``, unless somebody else ended the training, as a federation does."""
+        loss = float(read_loss(engine.state.output))
+        if math.isfinite(loss):
+            return
+        raise FloatingPointError(
+            f"the loss is {loss} in epoch {engine.state.epoch}, iteration "
+            f"{engine.state.iteration}: training stopped. The last good checkpoint is in {self.ckpt_dir}; resume from "
+            "it with a lower lr, or with precision float32."
+        )
