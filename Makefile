@@ -2,10 +2,20 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
-BUNDLE := $(BIN)/python -m monai.bundle run
+BUNDLE = $(BIN)/python -m monai.bundle run
 SMOKE := configs/smoke.json
+TOOL := PYTHONPATH=bundle $(BIN)/python -m
+CONFIGS := $(filter-out bundle/configs/metadata.json,$(wildcard bundle/configs/*.json))
 
-.PHONY: help setup dev generate train evaluate publish figures bundle card smoke test browser chromium screenshots
+# make VERBOSE=1 shows what is otherwise left out: MONAI's notice that a config is code, pip's lines, MONAI's log.
+ifndef VERBOSE
+export PYTHONWARNINGS := ignore:parsing config_file,ignore:Detected deprecated name
+QUIETLY := --quiet --disable-pip-version-check
+else
+BUNDLE += --verbose True
+endif
+
+.PHONY: help setup dev generate train evaluate publish figures documents bundle card smoke test browser chromium screenshots
 .PHONY: benchmark recipes lint format clean
 
 help:  ## list the targets
@@ -15,20 +25,22 @@ setup: $(VENV)/.base  ## make .venv with the pinned versions
 dev: $(VENV)/.dev
 
 $(VENV)/.base: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt .
-	touch $@
+	@echo "installing the pinned versions into $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install $(QUIETLY) --constraint constraints.txt .
+	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt ".[dev]"
-	touch $@
+	@echo "installing what tests and tools need into $(VENV)"
+	@$(BIN)/python -m pip install $(QUIETLY) --constraint constraints.txt ".[dev]"
+	@touch $@
 
 generate: setup  ## volumes from the released weights, into bundle/runs/inference
-	cd bundle && $(BUNDLE) --config_file configs/inference.json
+	@cd bundle && $(BUNDLE) --config_file configs/inference.json
 
 train: setup  ## both stages from scratch, into bundle/runs
 	cd bundle && $(BUNDLE) --config_file configs/train_autoencoder.json
-	cd bundle && $(BUNDLE) --config_file "['configs/train_autoencoder.json','configs/train_decoder.json']" \
+	cd bundle && $(BUNDLE) --config_file "['configs/train_autoencoder.json','configs/train_autoencoder_decoder.json']" \
 		--autoencoder_path runs/autoencoder/model_autoencoder.pt
 	cd bundle && $(BUNDLE) --config_file configs/train_diffusion.json \
 		--autoencoder_path runs/decoder/model_autoencoder.pt
@@ -40,7 +52,7 @@ publish: setup  ## put the trained weights of `make train` into bundle/models, o
 	cd bundle && $(BUNDLE) publish --config_file configs/evaluate.json \
 		--autoencoder_path runs/decoder/model_autoencoder.pt --model_path runs/diffusion/model.pt
 
-figures: setup  ## from the released weights, the pictures of the documents and models/fidelity.json
+figures: dev  ## from the released weights, the pictures of the documents and models/fidelity.json
 	cd bundle && $(BUNDLE) preview --config_file configs/data.json --output_dir runs/figures
 	mkdir -p bundle/docs/figures && cp bundle/runs/figures/preview.png bundle/docs/figures/spheres.png
 	cd bundle && $(BUNDLE) --config_file configs/inference.json --output_dir runs/figures
@@ -48,12 +60,16 @@ figures: setup  ## from the released weights, the pictures of the documents and 
 	cd bundle && $(BUNDLE) --config_file configs/evaluate.json --output_dir runs/figures
 	cp bundle/runs/figures/reconstructions.png bundle/runs/figures/fidelity.png bundle/docs/figures
 	cp bundle/runs/figures/fidelity.json bundle/models
+	$(TOOL) tools.documents
+
+documents: dev  ## models/fidelity.json into the documents and the metadata
+	$(TOOL) tools.documents
 
 bundle: dev  ## the bundle as a folder and a zip archive for other machines, into dist
-	cd bundle && $(BIN)/python -m scripts.archive ../dist
+	$(TOOL) tools.archive dist
 
 card: dev  ## the model card of the Hugging Face hub, as bundle/README.md
-	cd bundle && $(BIN)/python -m scripts.card
+	$(TOOL) tools.card
 
 smoke: setup  ## train both stages, generate and evaluate, in a minute or two: the whole path of code
 	cd bundle && $(BUNDLE) --config_file "['configs/train_autoencoder.json','$(SMOKE)']" --output_dir runs/smoke/autoencoder
@@ -65,7 +81,7 @@ smoke: setup  ## train both stages, generate and evaluate, in a minute or two: t
 		--autoencoder_path runs/smoke/autoencoder/model_autoencoder.pt --model_path runs/smoke/diffusion/model.pt
 
 test: dev  ## the test suite, but for what needs a browser
-	$(BIN)/python -m pytest -m "not browser"
+	$(BIN)/python -m pytest -m "not browser" -n 2
 
 browser: dev chromium  ## TensorBoard and the report in headless Chromium, which is installed if it is missing (Debian)
 	$(BIN)/python -m pytest -m browser
@@ -85,14 +101,17 @@ benchmark: dev  ## what is fast and by how much, beside the references of benchm
 recipes: setup  ## other autoencoders and samplers at equal compute, about two hours, into bundle/runs/recipes
 	$(BIN)/python benchmarks/recipes.py
 
-lint: dev  ## ruff and mypy
+lint: dev  ## ruff, mypy, the layout of the configs, the scores in the documents
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(TOOL) tools.format_json --check $(CONFIGS)
+	$(TOOL) tools.documents --check
 
-format: dev  ## let ruff mend what it can
+format: dev  ## let ruff mend what it can, and lay out the configs
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(TOOL) tools.format_json $(CONFIGS)
 
 clean:  ## remove the environment and everything that runs wrote
 	rm -rf $(VENV) bundle/runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

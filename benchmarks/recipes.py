@@ -2,7 +2,7 @@
 
 Each recipe is trained and evaluated by the bundle's own commands, into ``bundle/runs/recipes``; what is there already
 is not made again. ``make recipes`` takes about two hours on two cores, prints a table in Markdown and writes
-``recipes.json``.
+``results/recipes.json``.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from measure import BUNDLE, bundle_command
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from scripts.report.curves import read_events
 
 RUNS = BUNDLE / "runs" / "recipes"
-RESULTS = Path(__file__).with_name("recipes.json")
+RESULTS = Path(__file__).parent / "results" / "recipes.json"
 
 # What every training of a stage gets. The moving average spans 200 steps instead of 1,000, for a training this short.
 AUTOENCODER = "--train_size 4096 --epochs 1"
@@ -87,15 +88,20 @@ def folder_of(label: str) -> str:
     return "evaluate_" + label.lower().replace(",", "").replace(" ", "_")
 
 
+def read_validation(folder: Path) -> dict[str, float]:
+    """Return each metric of the last validation of a training, by name."""
+    curves, _ = read_events(folder / "tensorboard")
+    return {name: float(values[-1]) for name, (_, values) in curves["validation"].items()}
+
+
 def gather_results() -> dict[str, Any]:
     """Gather what the trainings and evaluations that are there wrote: validation metrics, scores, seconds."""
     trainings: dict[str, Any] = {}
     for name in TRAININGS:
         if not (RUNS / name / "seconds.json").exists():
             continue
-        events = EventAccumulator(str(RUNS / name / "tensorboard")).Reload()
-        last = {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"] if "/" not in tag}
-        trainings[name] = {"seconds": json.loads((RUNS / name / "seconds.json").read_text()), "validation": last}
+        seconds = json.loads((RUNS / name / "seconds.json").read_text())
+        trainings[name] = {"seconds": seconds, "validation": read_validation(RUNS / name)}
     recipes: dict[str, Any] = {}
     for label, (_, steps, _, _) in RECIPES.items():
         path = RUNS / folder_of(label) / "fidelity.json"

@@ -54,8 +54,8 @@ def main(steps: int = 8) -> None:
     inferer, optimizer = LatentDiffusionInferer(scheduler), torch.optim.Adam(unet.parameters(), lr=1e-4)
 
     def step() -> None:
-        for batch in volumes:
-            train_step(unet, stage1, inferer, optimizer, batch["image"].to(device), (4, 4, 4, 4)).item()
+        images = torch.stack([volumes[i]["image"] for i in range(8)]).to(device)
+        train_step(unet, stage1, inferer, optimizer, images, (4, 4, 4, 4)).item()
 
     print(time_side_by_side({"step": step}, steps)["step"])
 

@@ -17,14 +17,14 @@ import torch
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from commands import bench_commands, bench_validation
-from exports import bench_exports
-from growth import bench_growth
+from bench_commands import bench_commands, bench_validation
+from bench_exports import bench_exports
+from bench_growth import bench_growth
+from bench_sampling import bench_sampling
+from bench_spheres import bench_spheres
+from bench_training import bench_autoencoder, bench_diffusion
+from bench_whole import bench_compute, bench_memory, bench_whole
 from measure import RUNS, Row
-from sampling import bench_sampling
-from spheres import bench_spheres
-from training import bench_autoencoder, bench_diffusion
-from whole import bench_compute, bench_memory, bench_whole
 
 SECTIONS: dict[str, Callable[[], Iterable[Row]]] = {
     "spheres": bench_spheres,

@@ -10,7 +10,7 @@ import torch
 from monai.bundle import ConfigWorkflow, create_workflow
 from monai.transforms import SaveImage
 
-from scripts.spheres import SphereDataset, SphereLaw
+from scripts.data.spheres import SphereDataset, SphereLaw
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
 CONFIGS = BUNDLE / "configs"

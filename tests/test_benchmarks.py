@@ -5,16 +5,16 @@ import sys
 import numpy as np
 import pytest
 import torch
-from growth import fit_exponent
+from bench_growth import fit_exponent
+from bench_spheres import draw_batch
 from measure import Row, load_config, run_command, time_side_by_side
-from recipes import RECIPES, TRAININGS, read_results
+from recipes import RECIPES, TRAININGS, read_results, read_validation
 from reference_autoencoder import show
 from reference_spheres import draw_sphere
 from run import SECTIONS, format_row, main, plot_rows
-from spheres import draw_batch
 
-from scripts.measurement import measure_spheres
-from scripts.spheres import SphereLaw
+from scripts.data.spheres import SphereLaw
+from scripts.evaluation.measurement import measure_spheres
 
 
 def draw_one_by_one(count: int) -> torch.Tensor:
@@ -82,6 +82,11 @@ def test_the_recipes_that_are_reported_are_those_that_are_defined():
     for label, (_, steps, _, model) in RECIPES.items():
         assert results["recipes"][label]["steps"] == steps
         assert model in TRAININGS
+
+
+def test_the_last_validation_of_a_training_is_read(smoke):
+    found = read_validation(smoke["autoencoder"])
+    assert {"ssim", "mse_ratio", "dice", "nll", "a_rmse"} <= set(found) and 0 < found["dice"] < 1
 
 
 def test_a_section_runs_and_the_figure_is_drawn(monkeypatch, tmp_path, capsys):

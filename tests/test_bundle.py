@@ -158,58 +158,76 @@ def test_the_released_weights_score_what_was_released_with_them(tmp_path):
     )
 
 
-def test_shared_definitions_agree_across_configs():
-    # The configs are self-contained, so that each can be read and run alone; what they repeat is held equal here.
-    autoencoder, diffusion, inference, evaluate, data = map(
-        load, ("train_autoencoder", "train_diffusion", "inference", "evaluate", "data")
-    )
-    networks = [config["autoencoder_def"] for config in (autoencoder, diffusion, inference, evaluate)]
-    assert all(network == networks[0] for network in networks)
-    unets = [config["diffusion_def"] for config in (diffusion, inference, evaluate)]
-    assert all(unet == unets[0] for unet in unets)
-    generative, convert = load("generative"), load("convert")["generative"]
-    assert all(generative[name] == convert[name] for name in ("autoencoder_def", "diffusion_def"))
-    samplers = [diffusion["sampler"], inference["sampler"], evaluate["sampler"]]
-    assert all(sampler == samplers[0] for sampler in samplers)
-    # training adds noise by the schedule that sampling removes it by
-    assert samplers[0].items() <= diffusion["scheduler"].items()
-    overlay, every_step = load("diffusion"), load("ddpm")["sampler"]
-    noise = {key: value for key, value in overlay["scheduler"].items() if key != "_target_"}
-    assert noise.items() <= overlay["sampler"].items() and noise.items() <= every_step.items()
-    for name in ("scheduler", "sampler"):
-        expected = overlay[name] | {"_target_": f"scripts.generative.{overlay[name]['_target_']}"}
-        assert generative[name] == expected
-    scans_overlay = load("evaluate_scans")
-    assert scans_overlay["preprocessing"] == data["preprocessing"]
-    strides = [2 ** (len(config["autoencoder_def"]["channels"]) - 1) for config in (inference, load("tutorial"))]
-    assert strides == [inference["latent_stride"], load("tutorial")["latent_stride"]]
-    strides = [2 ** (len(config["diffusion_def"]["channels"]) - 1) for config in (inference, load("tutorial"))]
-    assert strides == [inference["unet_stride"], load("tutorial")["unet_stride"]]
-    laws = [config["law"] for config in (autoencoder, diffusion, evaluate, data)]
-    assert all(law == laws[0] for law in laws)
-
-    for key in ("metrics", "truth_metrics"):
-        text = json.dumps(autoencoder["validate"][key]).replace("@validate#", "@")
-        assert json.loads(text) == evaluate[key]
-    scans = [config["scans"] for config in (autoencoder, diffusion, data)]
-    assert all(part == scans[0] for part in scans)
-    preprocessing = [autoencoder["train"], diffusion["train"], data]
-    assert all(config["preprocessing"] == preprocessing[0]["preprocessing"] for config in preprocessing)
-    assert autoencoder["validate"]["key_metric"] == evaluate["key_metric"]
-    keys = ("num_inference_steps", "num_train_timesteps", "latent_shape", "data_range")
-    for key in (*keys, "image_size", "latent_stride", "unet_stride", "split_seed", "channel", "spacing", "normalize"):
-        values = [config[key] for config in (autoencoder, diffusion, inference, evaluate, data) if key in config]
-        assert all(value == values[0] for value in values), key
-    for key in ("compared", "metrics"):  # TensorBoard shows those of one run for all
-        assert autoencoder["train"]["overview"][key] == diffusion["train"]["overview"][key]
-    # model.pt is one for inference and evaluation: the same module of the same parts
-    assert set(inference["network_def"]) == set(evaluate["sample"]["network_def"])
-
-
 def find(config: dict, path: str):
     for key in path.split("#"):
         config = config[key]
     return config
+
+
+# The configs are self-contained, so that each can be read and run alone; what they repeat is held equal here.
+REPEATED = {
+    "dtype": "train_autoencoder train_diffusion inference evaluate",
+    "law": "train_autoencoder train_diffusion evaluate data",
+    "scans": "train_autoencoder train_diffusion data evaluate_scans",
+    "autoencoder_def": "train_autoencoder train_diffusion inference evaluate",
+    "diffusion_def": "train_diffusion inference evaluate",
+    "sampler": "train_diffusion inference evaluate",
+    "latent_inferer": "train_diffusion inference evaluate",
+    "lr_scheduler#_target_": "train_autoencoder train_diffusion",
+    "writer": "train_autoencoder train_diffusion",
+    "train#spheres": "train_autoencoder train_diffusion",
+    "train#preprocessing": "train_autoencoder train_diffusion",
+    "train#trainer#amp": "train_autoencoder train_diffusion",
+    **dict.fromkeys(
+        (
+            *("image_size", "latent_stride", "unet_stride", "latent_shape", "data_range"),
+            *("num_train_timesteps", "num_inference_steps", "split_seed", "channel", "spacing", "normalize"),
+        ),
+        "train_autoencoder train_diffusion inference evaluate data",
+    ),
+}
+# The same part under another name: (config, id) of one and of the other, and how the one's references differ.
+RENAMED = [
+    *((("train_autoencoder", f"validate#{key}"), ("evaluate", key)) for key in ("key_metric", "metrics")),
+    (("train_autoencoder", "validate#reconstructed"), ("evaluate", "reconstructed")),
+    (("train_autoencoder", "validate#postprocessing"), ("evaluate", "postprocessing")),
+    (("inference", "network_def"), ("evaluate", "sample#network_def")),
+    (("inference", "dataset"), ("evaluate", "sample#dataset")),
+    (("inference", "inferer"), ("evaluate", "sample#evaluator#inferer")),
+    (("generative", "autoencoder_def"), ("inference_convert", "generative#autoencoder_def")),
+    (("generative", "diffusion_def"), ("inference_convert", "generative#diffusion_def")),
+]
+
+
+@pytest.mark.parametrize("key", REPEATED)
+def test_repeated_parts_are_equal(key):
+    configs = {name: load(name) for name in REPEATED[key].split()}
+    parts = {name: find(config, key) for name, config in configs.items() if key.split("#")[0] in config}
+    first = next(iter(parts.values()))
+    assert parts == dict.fromkeys(parts, first) and len(parts) > 1
+
+
+@pytest.mark.parametrize(("one", "other"), RENAMED)
+def test_renamed_parts_are_equal(one, other):
+    def text(name, key):
+        return json.dumps(find(load(name), key)).replace("@validate#", "@").replace("@sample#", "@")
+
+    assert text(*one) == text(*other)
+
+
+def test_schedules_and_strides_agree():
+    inference, diffusion, tutorial = load("inference"), load("train_diffusion"), load("tutorial")
+    # training adds noise by the schedule that sampling removes it by
+    assert inference["sampler"].items() <= diffusion["scheduler"].items()
+    overlay, every_step, generative = load("diffusion"), load("ddpm")["sampler"], load("generative")
+    noise = {key: value for key, value in overlay["scheduler"].items() if key != "_target_"}
+    assert noise.items() <= overlay["sampler"].items() and noise.items() <= every_step.items()
+    for name in ("scheduler", "sampler"):
+        expected = overlay[name] | {"_target_": f"scripts.model.generative.{overlay[name]['_target_']}"}
+        assert generative[name] == expected
+    for network, stride in (("autoencoder_def", "latent_stride"), ("diffusion_def", "unet_stride")):
+        for config in (inference, tutorial):
+            assert config[stride] == 2 ** (len(config[network]["channels"]) - 1)
 
 
 def test_configs_have_the_keys_that_the_zoo_asks_for():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from scripts.distributions import ZeroInflatedNormal
+from scripts.model.distributions import ZeroInflatedNormal
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems, WeightType
 from monai.fl.utils.exchange_object import ExchangeObject
 
-from scripts.archive import write_archive
-from scripts.card import NAME, make_card
+from tools.archive import write_archive
+from tools.card import NAME, make_card
 
 ROOT = BUNDLE.parent
 METADATA = json.loads((CONFIGS / "metadata.json").read_text())

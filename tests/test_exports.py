@@ -71,7 +71,7 @@ def exported(tmp_path_factory) -> Path:
             num_inference_steps=STEPS,
             use_trace=use_trace,
         )
-    run_workflow("inference", "export", output_dir=str(folder), num_inference_steps=STEPS)
+    run_workflow("inference", "inference_export", output_dir=str(folder), num_inference_steps=STEPS)
     return folder
 
 
@@ -110,7 +110,7 @@ def test_onnx_returns_the_distribution_of_each_voxel(exported, generator, noise,
 
 @pytest.mark.parametrize("overlay", ["diffusion", "ddpm"])
 def test_the_loop_that_is_exported_is_the_inferer_s_for_every_scheduler(overlay, smoke, noise):
-    from scripts.exports import UnrolledGenerator
+    from scripts.tools.exports import UnrolledGenerator
 
     workflow = make_workflow(
         "inference",

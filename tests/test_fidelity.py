@@ -8,10 +8,13 @@ import torch
 from conftest import run_workflow
 from monai.transforms import GaussianSmooth
 
-from scripts.classifier import classify_two_samples
-from scripts.fidelity import KS, RANK_CORRELATION, format_table, score_diversity, score_parameters, standardise
-from scripts.measurement import SphereMetric
-from scripts.spheres import SphereDataset, SphereLaw
+from scripts.data.spheres import SphereDataset, SphereLaw
+from scripts.evaluation.classifier import classify_two_samples
+from scripts.evaluation.diversity import score_diversity
+from scripts.evaluation.fidelity import KS, RANK_CORRELATION, score_parameters, standardise
+from scripts.evaluation.lines import Line
+from scripts.evaluation.measurement import SphereMetric
+from scripts.evaluation.table import format_table
 
 LAW = SphereLaw()
 
@@ -66,7 +69,7 @@ def measure(dataset):
 
 
 def failed(lines):
-    return {name for name, line in lines.items() if not line.get("ok", True)}
+    return {name for name, line in lines.items() if not line.ok}
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -84,14 +87,14 @@ def test_a_wrong_generator_fails_the_right_line(name):
 def test_real_spheres_pass_every_line():
     lines = score_parameters(measure(SphereDataset(300, LAW, seed=11, stream="baseline")), LAW)
     assert failed(lines) == set()
-    assert lines["valid"]["value"] == 1.0
+    assert lines["valid"].value == 1.0
 
 
 @pytest.mark.parametrize("n", [50, 200])
 def test_the_limits_hold_at_the_stated_error_rate(n, monkeypatch):
     # True parameters of real spheres: six statistics at the error rate each, and the largest of 15 correlations at most
     # 15 times that. A rate of 0.02, not 0.002, lets 300 sets tell; at these n it sets the limits, not 0.06 and 0.1.
-    monkeypatch.setattr("scripts.fidelity.ERROR_RATE", 0.02)
+    monkeypatch.setattr("scripts.evaluation.fidelity.ERROR_RATE", 0.02)
     rng = np.random.default_rng(0)
     counts = {"ks": 0, "rank_correlation": 0}
     for _ in range(300):
@@ -112,9 +115,9 @@ def test_the_limits_hold_at_the_stated_error_rate(n, monkeypatch):
 
 def test_limits_widen_for_few_volumes_and_never_narrow():
     few = score_parameters(measure(SphereDataset(20, LAW)), LAW)
-    assert few["ks_r"]["limit"] > KS and few["rank_correlation"]["limit"] > RANK_CORRELATION
+    assert few["ks_r"].limit > KS and few["rank_correlation"].limit > RANK_CORRELATION
     many = {name: np.tile(values, 200) for name, values in measure(SphereDataset(20, LAW)).items()}
-    assert score_parameters(many, LAW)["ks_r"]["limit"] == KS
+    assert score_parameters(many, LAW)["ks_r"].limit == KS
 
 
 def test_what_the_law_fixes_is_left_out_and_the_rest_still_tested():
@@ -122,7 +125,7 @@ def test_what_the_law_fixes_is_left_out_and_the_rest_still_tested():
     lines = score_parameters(measure(SphereDataset(8, fixed)), fixed)
     assert "ks_a" not in lines and {"ks_r", "ks_b", "rank_correlation", "kurtosis"} <= set(lines)
     one = score_parameters(measure(SphereDataset(1, LAW)), LAW)
-    assert one["ks_r"]["count"] == 1 and "rank_correlation" not in one
+    assert one["ks_r"].count == 1 and "rank_correlation" not in one
     assert {"kurtosis", "rim_mean", "background"} <= set(one)
 
 
@@ -130,11 +133,11 @@ def test_volumes_that_are_not_finite_are_counted_and_left_out_of_the_rest():
     broken = [dict(item) for item in (SphereDataset(8, LAW)[i] for i in range(8))]
     broken[0]["image"][broken[0]["image"] != 0] = torch.nan
     lines = score_parameters(measure(broken), LAW)
-    assert lines["valid"]["value"] == 7 / 8 and lines["valid"]["reasons"] == {"not finite": 1}
-    assert lines["ks_a"]["count"] == 7 and abs(lines["kurtosis"]["value"]) < 0.05
+    assert lines["valid"].value == 7 / 8 and lines["valid"].reasons == {"not finite": 1}
+    assert lines["ks_a"].count == 7 and abs(lines["kurtosis"].value) < 0.05
     reference = SphereDataset(8, LAW, stream="reference")
-    assert np.isfinite(score_diversity(broken, reference, data_range=10.0)["mmd"]["value"])
-    assert np.isfinite(classify_two_samples(broken, reference, epochs=1)["classifier"]["value"])
+    assert np.isfinite(score_diversity(broken, reference, data_range=10.0)["mmd"].value)
+    assert np.isfinite(classify_two_samples(broken, reference, epochs=1)["classifier"].value)
 
 
 def test_reasons_are_counted_and_a_set_without_spheres_is_scored():
@@ -143,7 +146,7 @@ def test_reasons_are_counted_and_a_set_without_spheres_is_scored():
     metric = SphereMetric()
     metric(volumes)
     lines = score_parameters(metric.aggregate(), LAW)
-    assert lines["valid"]["reasons"] == {"empty": 2, "no background": 1}
+    assert lines["valid"].reasons == {"empty": 2, "no background": 1}
     assert failed(lines) >= {"valid"}
 
 
@@ -160,9 +163,9 @@ def test_diversity_tells_a_collapsed_generator():
     collapsed = [{"image": real[0]["image"]}] * 12
     lines = score_diversity(real, reference, data_range=10.0)
     wrong = score_diversity(collapsed, reference, data_range=10.0)
-    assert wrong["ms_ssim"]["value"] == pytest.approx(1.0, abs=1e-4)
-    assert lines["ms_ssim"]["value"] < 0.8
-    assert wrong["mmd"]["value"] > 5 * abs(lines["mmd"]["value"])
+    assert wrong["ms_ssim"].value == pytest.approx(1.0, abs=1e-4)
+    assert lines["ms_ssim"].value < 0.8
+    assert wrong["mmd"].value > 5 * abs(lines["mmd"].value)
 
 
 def test_the_classifier_tells_sets_apart_only_where_they_differ():
@@ -171,20 +174,20 @@ def test_the_classifier_tells_sets_apart_only_where_they_differ():
     before = torch.random.get_rng_state()
     # 60 tosses of a fair coin: 0.25 to 0.75 but for a probability of 1e-4
     alike = classify_two_samples(real, same, epochs=10)["classifier"]
-    assert 0.25 < alike["value"] < 0.75 and alike["low"] < 0.5 < alike["high"] and alike["ok"]
+    assert 0.25 < alike.value < 0.75 and alike.low < 0.5 < alike.high and alike.ok
     apart = classify_two_samples(other, same, epochs=10)["classifier"]
-    assert apart["value"] > 0.9 and not apart["ok"] and apart["count"] == 60
+    assert apart.value > 0.9 and not apart.ok and apart.count == 60
     assert torch.equal(before, torch.random.get_rng_state())
     assert classify_two_samples([real[0]], same) == {}
 
 
 def test_the_table_shows_volumes_beside_real_ones():
     lines = {
-        "ks_r": {"value": 0.1, "limit": 0.06, "least": False, "ok": False, "p_value": 0.004},
-        "mmd": {"value": 2.0},
-        "classifier": {"value": 0.55, "limit": 0.65, "least": False, "ok": True, "low": 0.51, "high": 0.59},
+        "ks_r": Line(0.1, p_value=0.004, limit=0.06),
+        "mmd": Line(2.0),
+        "classifier": Line(0.55, low=0.51, high=0.59, limit=0.65),
     }
-    rows = format_table(lines, {"ks_r": {"value": 0.03}}).splitlines()
+    rows = format_table(lines, {"ks_r": Line(0.03)}).splitlines()
     assert rows[1].split() == ["KS", "of", "r", "0.1000", "0.0300", "<=", "0.0600", "FAILS", "p", "=", "0.004"]
     assert rows[2].split()[-1] == "2.0000"
     assert rows[3].endswith("ok     95% interval 0.510 to 0.590")
@@ -216,4 +219,4 @@ def test_a_folder_of_volumes_is_scored_without_any_weights(folder, tmp_path):
     assert result["reconstruction"] == {}
     direct = score_parameters(measure(SphereDataset(6, LAW, seed=3, stream="test")), LAW)
     assert result["volumes"]["valid"]["value"] == 1.0
-    assert result["volumes"]["ks_b"]["value"] == pytest.approx(direct["ks_b"]["value"], abs=1e-4)
+    assert result["volumes"]["ks_b"]["value"] == pytest.approx(direct["ks_b"].value, abs=1e-4)

@@ -10,7 +10,7 @@ from monai.bundle import ConfigParser
 from monai.networks.blocks import SpatialAttentionBlock
 
 from scripts.checks import SettingError
-from scripts.conversion import convert_weights
+from scripts.tools.conversion import convert_weights
 
 
 def read_networks(generative: bool) -> ConfigParser:
@@ -30,7 +30,7 @@ def pair(tmp_path_factory):
     generative = generative.get_parsed_content("network_def").eval()
     core.load_state_dict(torch.load(BUNDLE / "models" / "model.pt"))
     path = tmp_path_factory.mktemp("converted") / "model.pt"
-    run_workflow("inference", "convert", output_path=str(path))
+    run_workflow("inference", "inference_convert", output_path=str(path))
     generative.load_state_dict(torch.load(path))
     return core, generative
 
@@ -89,15 +89,15 @@ def test_both_packages_samplers_agree(pair):
 def test_weights_pass_both_ways_by_one_command(name, tmp_path):
     source = BUNDLE / "models" / name
     there, back = tmp_path / "there.pt", tmp_path / "back.pt"
-    run_workflow("inference", "convert", model_path=str(source), output_path=str(there))
-    run_workflow("inference", "convert", model_path=str(there), output_path=str(back))
+    run_workflow("inference", "inference_convert", model_path=str(source), output_path=str(there))
+    run_workflow("inference", "inference_convert", model_path=str(there), output_path=str(back))
     first, middle, last = (torch.load(path) for path in (source, there, back))
     assert set(middle) != set(first) == set(last)
     # one projection of each of the autoencoder's attentions is folded into another: the same function
     changed = {key for key in first if not torch.equal(first[key], last[key])}
     assert changed and all(".attn.to_v." in key or ".attn.out_proj." in key for key in changed)
     again = tmp_path / "again.pt"
-    run_workflow("inference", "convert", model_path=str(back), output_path=str(again))
+    run_workflow("inference", "inference_convert", model_path=str(back), output_path=str(again))
     again = torch.load(again)
     assert all(torch.equal(middle[key], again[key]) for key in middle)
 
@@ -114,7 +114,7 @@ def test_weights_of_another_network_are_refused(tmp_path):
     path = tmp_path / "other.pt"
     torch.save({"weight": torch.zeros(3)}, path)
     with pytest.raises(RuntimeError) as failure:
-        run_workflow("inference", "convert", model_path=str(path), output_path=str(tmp_path / "out.pt"))
+        run_workflow("inference", "inference_convert", model_path=str(path), output_path=str(tmp_path / "out.pt"))
     error = failure.value
     while not isinstance(error, SettingError):
         error = error.__cause__
@@ -135,10 +135,12 @@ def test_the_backend_trains_samples_and_evaluates(tmp_path):
     del paths["autoencoder_path"]
     run_workflow("inference", "generative", "smoke", output_dir=str(tmp_path), image_size=32, **paths)
     # the weights, converted, generate the same volumes in MONAI's networks
-    run_workflow("inference", "convert", model_path=paths["model_path"], output_path=str(tmp_path / "core.pt"))
+    run_workflow(
+        "inference", "inference_convert", model_path=paths["model_path"], output_path=str(tmp_path / "core.pt")
+    )
     generators = [
         make_workflow("inference", *overlays, "smoke", model_path=path, precision="float32", device="cpu")
-        for overlays, path in ((["generative"], paths["model_path"]), (["diffusion"], str(tmp_path / "core.pt")))
+        for overlays, path in ((["generative"], paths["model_path"]), (["diffusion"], core))
     ]
     noise, texture = torch.randn(1, 4, 2, 2, 2), torch.randn(1, 1, 32, 32, 32)
     volumes = [one.parser.get_parsed_content("network_def").eval()(noise, texture) for one in generators]

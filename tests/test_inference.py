@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import run_workflow
 
-from scripts.measurement import measure_spheres
+from scripts.evaluation.measurement import measure_spheres
 
 
 @pytest.fixture(scope="module")

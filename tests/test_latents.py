@@ -8,7 +8,7 @@ import torch
 from conftest import BUNDLE
 from torch import nn
 
-from scripts.latents import EncodedLatents, LatentNoise
+from scripts.data.latents import EncodedLatents, LatentNoise
 
 
 class Halves(nn.Module):
@@ -30,31 +30,44 @@ def volumes():
 
 
 @pytest.fixture
-def loader(volumes):
-    return [{"image": batch} for batch in volumes.split(8)]
+def dataset(volumes):
+    return [{"image": volume} for volume in volumes]
 
 
-def test_the_scale_factor_is_measured_over_all_latents(volumes, loader):
-    latents = EncodedLatents(loader, Halves())
+def test_the_scale_factor_is_measured_over_all_latents(volumes, dataset):
+    latents = EncodedLatents(dataset, Halves())
     draws = volumes / 2 + 0.3 * torch.randn(200, *volumes.shape)
     assert latents.scale_factor == pytest.approx(1 / draws.std().item(), rel=0.01)
     scaled = torch.stack([latents[i]["image"] for _ in range(50) for i in range(len(latents))])
     assert scaled.std().item() == pytest.approx(1, abs=0.02)
 
 
-def test_the_volumes_are_encoded_once_and_drawn_afresh(loader):
+def test_the_volumes_are_encoded_once_and_drawn_afresh(volumes, dataset):
     autoencoder = Halves()
-    latents = EncodedLatents(loader, autoencoder)
+    latents = EncodedLatents(dataset, autoencoder)
     first, second = latents[5]["image"], latents[5]["image"]
-    assert autoencoder.calls == len(loader)
+    assert autoencoder.calls == len(volumes) / 8
     assert not torch.equal(first, second)
 
 
-def test_validation_latents_are_always_the_same_draw_at_the_given_scale(loader):
-    latents = EncodedLatents(loader, Halves(), scale_factor=2.0, fresh=False)
-    assert latents.scale_factor == 2.0
+def test_validation_latents_are_always_the_same_draw_at_the_given_scale(dataset):
+    training = EncodedLatents(dataset[:32], Halves())
+    latents = EncodedLatents(dataset, Halves(), scaled_as=training, fresh=False)
+    assert latents.scale_factor == training.scale_factor
     assert torch.equal(latents[5]["image"], latents[5]["image"])
     assert not torch.equal(latents[5]["image"], latents[6]["image"])
+
+
+def test_encoding_waits_for_the_first_latent_and_fills_the_scale_in(dataset):
+    autoencoder = Halves()
+    latents = EncodedLatents(dataset, autoencoder)
+    scale = latents.scale
+    assert len(latents) == 64 and autoencoder.calls == 0 and scale.isnan()
+    state = torch.random.get_rng_state()
+    latents.posterior  # noqa: B018
+    assert torch.equal(state, torch.random.get_rng_state())  # a resumed training draws what it would have drawn
+    latents[0]
+    assert scale.item() == pytest.approx(latents.scale_factor)
 
 
 def test_noise_depends_on_seed_and_index_alone():
@@ -88,16 +101,17 @@ workflow = create_workflow(
     autoencoder_path=weights,
     train_size=1024,
 )
-workflow.initialize()
-from scripts.latents import EncodedLatents
+from scripts.data.latents import EncodedLatents
 
-resident = []
-def loader():
-    for batch in workflow.parser.get_parsed_content("train#dataset#data"):
-        resident.append(psutil.Process().memory_info().rss)
-        yield batch
+resident, volumes = [], workflow.parser.get_parsed_content("train#volumes")
 
-EncodedLatents(loader(), workflow.parser.get_parsed_content("autoencoder"))
+class Watched(list):
+    def __getitem__(self, index):
+        if index % 8 == 0:
+            resident.append(psutil.Process().memory_info().rss)
+        return volumes[index]
+
+EncodedLatents(Watched(range(1024)), workflow.parser.get_parsed_content("autoencoder")).posterior
 print(resident[-1] - resident[7])
 """
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from scripts.distributions import ZeroInflatedNormal
-from scripts.losses import EvidenceLowerBoundLoss
-from scripts.spheres import SphereDataset, SphereLaw
+from scripts.data.spheres import SphereDataset, SphereLaw
+from scripts.model.distributions import ZeroInflatedNormal
+from scripts.model.losses import EvidenceLowerBoundLoss
 
 LAW = SphereLaw(size=24, r_min=6, r_max=12)
 

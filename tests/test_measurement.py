@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.measurement import COLUMNS, SphereMetric, explain_invalid, fit_ball, measure_spheres
-from scripts.spheres import SphereDataset, SphereLaw
+from scripts.data.spheres import SphereDataset, SphereLaw
+from scripts.evaluation.ball import fit_ball
+from scripts.evaluation.measurement import COLUMNS, SphereMetric, measure_spheres
+from scripts.evaluation.validity import explain_invalid
 
 LAW = SphereLaw()
 POSITION = torch.arange(64) + 0.5

@@ -4,7 +4,7 @@ import pytest
 import torch
 from monai.metrics import SSIMMetric
 
-from scripts.metrics import SeparableSSIMMetric
+from scripts.evaluation.metrics import SeparableSSIMMetric
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from monai.inferers import DiffusionInferer
 from monai.networks.nets import AutoencoderKL, DiffusionModelUNet
 from monai.networks.schedulers import DDPMScheduler, RFlowScheduler
 
-from scripts.autoencoder import VolumeAutoencoder
-from scripts.diffusion import AutocastInferer, VelocityPrepareBatch
-from scripts.generator import FixedBatchInferer, VolumeGenerator
+from scripts.model.autoencoder import VolumeAutoencoder
+from scripts.model.diffusion import AutocastInferer, VelocityPrepareBatch
+from scripts.model.generator import FixedBatchInferer, VolumeGenerator
 
 
 def read_config(*names: str, **overrides) -> ConfigParser:

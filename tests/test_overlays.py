@@ -18,7 +18,7 @@ def table() -> set[tuple[str, str]]:
 
 
 # These have tests of their own: test_exports.py, test_generative.py, test_scans.py.
-ELSEWHERE = {"export", "convert", "generative", "tutorial", "evaluate_scans"}
+ELSEWHERE = {"inference_export", "inference_convert", "generative", "tutorial", "evaluate_scans"}
 PAIRS = sorted((config, overlay) for config, overlay in table() if overlay not in ELSEWHERE)
 
 
@@ -45,7 +45,7 @@ def test_a_config_runs_with_an_overlay(config, overlay, smoke, deterministic, tm
     keys = {"train_diffusion": ["autoencoder_path"], "inference": ["model_path"]}
     keys["evaluate"] = ["autoencoder_path", "model_path"]
     settings = {key: weights[key] for key in keys.get(config, [])}
-    if overlay == "train_decoder":
+    if overlay == "train_autoencoder_decoder":
         settings["autoencoder_path"] = weights["autoencoder_path"]
     if overlay == "ddpm":
         settings |= {"num_inference_steps": 20, "num_train_timesteps": 20}
@@ -60,7 +60,9 @@ def test_a_config_runs_with_an_overlay(config, overlay, smoke, deterministic, tm
 
 def test_training_the_decoder_leaves_the_latents_where_they_were(smoke, tmp_path):
     path = str(smoke["autoencoder_path"])
-    run_workflow("train_autoencoder", "train_decoder", "smoke", autoencoder_path=path, output_dir=str(tmp_path))
+    run_workflow(
+        "train_autoencoder", "train_autoencoder_decoder", "smoke", autoencoder_path=path, output_dir=str(tmp_path)
+    )
     before, after = torch.load(path), torch.load(tmp_path / "model_autoencoder.pt")
     for name, value in before.items():
         decodes = name.startswith(("decoder", "post_quant_conv"))

@@ -15,8 +15,8 @@ import pytest
 from conftest import BUNDLE, CONFIGS
 
 from scripts.checks import SettingError
-from scripts.fidelity import LABELS
-from scripts.report import pack_volume, render_report
+from scripts.evaluation.table import LABELS
+from scripts.report.page import pack_volume, render_report
 
 
 def read(folder: Path) -> str:
@@ -88,7 +88,7 @@ def test_generation_and_evaluation_end_with_volumes_table_and_fidelity(generated
 @pytest.mark.parametrize("config", ["train_autoencoder", "train_diffusion", "inference", "evaluate"])
 def test_the_report_is_the_last_step_so_that_its_failure_loses_no_work(config):
     steps = json.loads((CONFIGS / f"{config}.json").read_text())["run"]
-    assert steps[-1]["_target_"] == "scripts.report.write_report"
+    assert steps[-1]["_target_"] == "scripts.report.page.write_report"
 
 
 def test_the_page_loads_nothing(smoke, generated):

@@ -11,7 +11,7 @@ import torch
 from conftest import make_workflow, run_workflow
 
 from scripts.checks import SettingError
-from scripts.volumes import list_volumes, split_volumes
+from scripts.data.files import list_volumes, split_volumes
 
 NIBABEL = Path(nibabel.__file__).parent / "tests" / "data"
 

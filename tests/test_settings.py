@@ -11,8 +11,8 @@ import pytest
 import torch
 from conftest import BUNDLE, CONFIGS, make_workflow
 
-from scripts.checks import SettingError, check_settings
-from scripts.volumes import FolderDataset
+from scripts.checks import RULES, SettingError, check_settings
+from scripts.data.files import FolderDataset
 
 ALL = ("train_autoencoder", "train_diffusion", "inference", "evaluate", "data")
 
@@ -158,13 +158,16 @@ def test_every_key_of_the_contract_stands_at_the_top_and_is_checked(name):
         keys |= {"model_path", "num_samples", "sample_batch_size", "num_inference_steps"}
     top = list(config)[: next(i for i, value in enumerate(config.values()) if isinstance(value, dict))]
     assert keys <= set(top)
-    steps = [step for step in config["initialize"] if isinstance(step, dict)]
-    if "@settings" in config["initialize"]:
-        steps.append(config["settings"])
-    checked = {key for step in steps for key in step} | {step.get("key") for step in steps}
-    if "@folder#dataset" in config["initialize"]:
-        checked |= {"dataset_dir"}
-    assert keys - {"bundle_root"} <= checked
+    # check_config checks each key at the top that has a rule
+    assert keys - {"bundle_root"} <= set(RULES)
+    steps = [config["settings"] if step == "@settings" else step for step in config["initialize"]]
+    assert {"_target_": "scripts.checks.check_config"} in steps[:2]
+
+
+def test_a_program_s_own_hook_for_exceptions_stays(tmp_path):
+    before = sys.excepthook
+    make_workflow("data", "smoke", output_dir=str(tmp_path))
+    assert sys.excepthook is before
 
 
 def test_on_the_command_line_it_is_one_line_without_a_traceback(tmp_path):

@@ -7,7 +7,7 @@ from scipy import stats
 from torch.utils.data import DataLoader
 
 from scripts.checks import SettingError
-from scripts.spheres import STREAMS, SphereDataset, SphereLaw
+from scripts.data.spheres import STREAMS, SphereDataset, SphereLaw
 
 SIZE, COUNT = 64, 2000
 # Each of the eight distributions below is tested once, on one fixed seed, at this level: if the code is right, a change

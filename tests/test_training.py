@@ -14,7 +14,7 @@ from tensorboard.plugins.hparams.api_pb2 import Status
 from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG, SESSION_END_INFO_TAG, SESSION_START_INFO_TAG
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from scripts.handlers import GradientClipper
+from scripts.training.stability import GradientClipper
 
 STAGES = ("train_autoencoder", "train_diffusion")
 # A quarter of the volume in float32: seconds, on the same path of code.

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from scripts.checks import SettingError
-from scripts.weights import load_weights, newest_checkpoint, save_weights
+from scripts.training.checkpoints import newest_checkpoint
+from scripts.weights import load_weights, save_weights
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """The bundle as one file for other machines, and as the folder that goes to a hub.
 
-``python -m scripts.archive FOLDER`` writes both into a folder, as ``monai.bundle.download`` expects them:
+``make bundle`` writes both into ``dist``, as ``monai.bundle.download`` expects them:
 ``<name>_v<version>.zip``, whose top folder is ``<name>``.
 """
 
@@ -52,4 +52,4 @@ def write_archive(bundle_root: str | Path, folder: str | Path) -> Path:
 
 
 if __name__ == "__main__":
-    print(write_archive(Path(__file__).parents[1], sys.argv[1]))
+    print(write_archive(Path(__file__).parents[1] / "bundle", sys.argv[1]))

@@ -1,19 +1,19 @@
 """The model card of the Hugging Face hub, from the bundle's metadata and what its weights scored.
 
-``python -m scripts.card`` writes it to ``README.md``, or to the path given.
+``make card`` writes it to ``bundle/README.md``.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .fidelity import LABELS
+from scripts.evaluation.lines import Line
+from scripts.evaluation.table import LABELS
 
 NAME = "spheres_latent_diffusion"  # of the folder that MONAI's tools know the bundle by
 
@@ -92,10 +92,6 @@ def _row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _limit(line: Mapping[str, Any]) -> str:
-    return f"{'>=' if line['least'] else '<='} {line['limit']:g}" if "limit" in line else ""
-
-
 def _results(fidelity: Mapping[str, Any]) -> list[EvalResult]:
     scores = [("unconditional-image-generation", name, line["value"]) for name, line in fidelity["volumes"].items()]
     scores += [("image-to-image", name, value) for name, value in fidelity["reconstruction"].items()]
@@ -131,20 +127,21 @@ def make_card(bundle_root: str | Path) -> ModelCard:
         model_name=metadata["name"],
         eval_results=_results(fidelity),
     )
+    lines, real = ({name: Line.from_dict(line) for name, line in fidelity[key].items()} for key in ("volumes", "real"))
     volumes = [
         _row(
             LABELS.get(name, name),
-            f"{line['value']:.4f}",
-            f"{fidelity['real'][name]['value']:.4f}" if name in fidelity["real"] else "",
-            _limit(line),
-            {True: "holds", False: "**fails**", None: ""}[line.get("ok")],
+            f"{line.value:.4f}",
+            f"{real[name].value:.4f}" if name in real else "",
+            line.bound,
+            "" if line.limit is None else "holds" if line.ok else "**fails**",
         )
-        for name, line in fidelity["volumes"].items()
+        for name, line in lines.items()
     ]
     failed = [
-        f"- Beyond its limit: {LABELS.get(name, name)}, {fidelity['volumes'][name]['value']:.4f}, where the limit is "
-        f"{_limit(fidelity['volumes'][name])}."
-        for name in fidelity["failed"]
+        f"- Beyond its limit: {LABELS.get(name, name)}, {line.value:.4f}, where the limit is {line.bound}."
+        for name, line in lines.items()
+        if not line.ok
     ]
     packages = {
         "monai": metadata["monai_version"],
@@ -173,5 +170,5 @@ def make_card(bundle_root: str | Path) -> ModelCard:
 
 
 if __name__ == "__main__":
-    root = Path(__file__).parents[1]
-    make_card(root).save(sys.argv[1] if len(sys.argv) > 1 else root / "README.md")
+    root = Path(__file__).parents[1] / "bundle"
+    make_card(root).save(root / "README.md")

@@ -77,9 +77,13 @@ def classify_two_samples(
     # fork_rng: the test must not change what a caller draws afterwards
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        train, test = _split(volumes, real, size)
+        # before the network: a loader of MONAI's sets the random numbers back to where they began
+        train, test = (
+            DataLoader(half, num_workers, batch_size=batch_size, shuffle=shuffle)
+            for half, shuffle in zip(_split(volumes, real, size), (True, False), strict=True)
+        )
         network = Classifier(
-            in_shape=train[0][CommonKeys.IMAGE].shape,
+            in_shape=train.dataset[0][CommonKeys.IMAGE].shape,
             classes=2,
             channels=(8, 16, 32, 64),
             strides=(2, 2, 2, 2),
@@ -87,9 +91,9 @@ def classify_two_samples(
             norm="batch",
             act="relu",
         ).to(device)
-        _fit(network, DataLoader(train, num_workers, batch_size=batch_size, shuffle=True), epochs, lr, device)
-        accuracy = _test(network, DataLoader(test, num_workers, batch_size=batch_size), device)
-    count = len(test)
+        _fit(network, train, epochs, lr, device)
+        accuracy = _test(network, test, device)
+    count = len(test.dataset)  # type: ignore[arg-type]
     interval = stats.binomtest(round(accuracy * count), count).proportion_ci()
     # no more than a fair coin could reach by chance in so few tosses
     limit = max(ACCURACY, float(stats.binom.isf(ERROR_RATE, count, 0.5)) / count)

@@ -135,15 +135,16 @@ def make_truth_metrics(reconstruction: Mapping[str, Metric], data_range: float) 
         metric = SeparableSSIMMetric(spatial_dims=3, win_size=7, data_range=data_range)
         return IgniteMetricHandler(metric_fn=metric, output_transform=output_transform)
 
+    ssim_oracle, mse_oracle = ssim(perfect), MeanSquaredError(output_transform=perfect)
     metrics: dict[str, Metric] = {
-        "ssim_oracle": ssim(perfect),
+        "ssim_oracle": ssim_oracle,
+        "ssim_ratio": reconstruction["ssim"] / ssim_oracle,
         "ssim_signal": ssim(from_engine(["reconstruction", "oracle"])),
-        "mse_oracle": MeanSquaredError(output_transform=perfect),
+        "mse_oracle": mse_oracle,
+        "mse_ratio": reconstruction["mse"] / mse_oracle,
         "mae_oracle": MeanAbsoluteError(output_transform=perfect),
         "psnr_oracle": PeakSignalToNoiseRatio(max_val=data_range, output_transform=perfect),
     }
-    for name in ("ssim", "mse"):
-        metrics[f"{name}_ratio"] = reconstruction[name] / metrics[f"{name}_oracle"]
     for index, name in enumerate(("a", "b")):
         metrics[f"{name}_rmse"] = RootMeanSquaredError(output_transform=_column(index))
         metrics[f"{name}_correlation"] = PearsonCorrelation(output_transform=_column(index))

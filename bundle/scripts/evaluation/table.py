@@ -52,6 +52,20 @@ def format_table(scored: Mapping[str, Line], real: Mapping[str, Line]) -> str:
     return "\n".join(rows)
 
 
+def format_verdict(scored: Mapping[str, Line]) -> list[str]:
+    """Say in a few lines what the table comes to: why volumes are not valid, what could not be tested, what failed."""
+    text = []
+    if "valid" in scored:  # else these are no spheres, and no law is known
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in (scored["valid"].reasons or {}).items())
+        untested = [name for name in (*(f"ks_{name}" for name in PARAMETERS), "rank_correlation") if name not in scored]
+        text += [f"not valid: {reasons}"] if reasons else []
+        text += [f"not tested: {', '.join(untested)}"] if untested else []
+    if any(line.limit is not None for line in scored.values()):
+        failed = [name for name, line in scored.items() if not line.ok]
+        text.append(f"beyond their limit: {', '.join(failed)}" if failed else "every limit tested holds")
+    return text
+
+
 def write_fidelity(
     path: str | os.PathLike,
     scored: Mapping[str, Line],
@@ -72,23 +86,15 @@ def write_fidelity(
         What was written: ``settings``, ``reconstruction``, ``volumes`` and ``real`` (lines by name), and ``failed``,
         the names of the lines that go beyond their limit.
     """
-    failed = [name for name, line in scored.items() if not line.ok]
     result = {
         "settings": dict(settings),
         "reconstruction": dict(reconstruction),
         "volumes": {name: line.as_dict() for name, line in scored.items()},
         "real": {name: line.as_dict() for name, line in real.items()},
-        "failed": failed,
+        "failed": [name for name, line in scored.items() if not line.ok],
     }
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(json.dumps(result, indent=2) + "\n")
-    text = ["fidelity", format_table(scored, real)]
-    if "valid" in scored:  # else these are no spheres, and no law is known
-        reasons = ", ".join(f"{reason} ({count})" for reason, count in (scored["valid"].reasons or {}).items())
-        text += [f"not valid: {reasons}"] if reasons else []
-        untested = [name for name in (*(f"ks_{name}" for name in PARAMETERS), "rank_correlation") if name not in scored]
-        text += [f"not tested: {', '.join(untested)}"] if untested else []
-    if any(line.limit is not None for line in scored.values()):
-        text.append(f"beyond their limit: {', '.join(failed)}" if failed else "every limit tested holds")
-    logger.info("%s\nsaved to %s", "\n".join(text), path)
+    text = [format_table(scored, real), *format_verdict(scored), f"saved to {path}"]
+    logger.info("fidelity\n%s", "\n".join(text))
     return result

@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterator
 
 import torch
+from bench_sampling import STATISTICS
+from bench_training import encode_seconds
 from measure import BUNDLE, Row, bundle_command, load_config, run_command, time_side_by_side
 from recipes import read_results
-from sampling import STATISTICS
-from training import encode_seconds
 
 
 def bench_whole(steps: int = 8) -> Iterator[Row]:
@@ -24,7 +24,7 @@ def bench_whole(steps: int = 8) -> Iterator[Row]:
         }
     )
     minutes = {}
-    for name, overlays in {"autoencoder": (), "decoder": ("train_decoder",)}.items():
+    for name, overlays in {"autoencoder": (), "decoder": ("train_autoencoder_decoder",)}.items():
         config = load_config("train_autoencoder", *overlays)
         epoch = config.get("train_size") / config.get("train_batch_size") * seconds["step"] / steps
         minutes[name] = config.get("epochs") * (epoch + seconds["validation"]) / 60

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from bench_sampling import make_generator
 from measure import Row, load_config, time_side_by_side
-from sampling import make_generator
 from scipy import stats
 
 

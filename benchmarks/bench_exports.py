@@ -8,8 +8,8 @@ from pathlib import Path
 
 import onnxruntime
 import torch
+from bench_sampling import make_generator
 from measure import BUNDLE, Row, bundle_command, run_command, time_side_by_side
-from sampling import make_generator
 
 
 def bench_exports(rounds: int = 3) -> Iterator[Row]:
@@ -20,7 +20,7 @@ def bench_exports(rounds: int = 3) -> Iterator[Row]:
         "exported program": folder / "model.pt2",
         "ONNX": folder / "model.onnx",
     }
-    command = bundle_command("inference", "export", output_dir=str(folder), device="cpu")
+    command = bundle_command("inference", "inference_export", output_dir=str(folder), device="cpu")
     program, onnx = (run_command([*command[:4], name, *command[4:]])[1] for name in ("program", "onnx"))
     ckpt_export = [*command[:3], "ckpt_export", "--filepath", str(files["TorchScript"]), "--use_trace", "True"]
     ckpt_export += ["--ckpt_file", str(BUNDLE / "models" / "model.pt"), "--config_file", "configs/inference.json"]

@@ -10,8 +10,8 @@ from measure import Row, load_config, time_side_by_side
 from recipes import read_results
 from reference_sampling import sample
 
-from scripts.fidelity import PARAMETERS
-from scripts.generator import VolumeGenerator
+from scripts.evaluation.measurement import PARAMETERS
+from scripts.model.generator import VolumeGenerator
 
 STATISTICS = tuple(f"ks_{name}" for name in PARAMETERS)
 

@@ -10,7 +10,7 @@ from measure import RUNS, Row, load_config, time_side_by_side
 from reference_spheres import draw_sphere
 from torch.utils.data import default_collate
 
-from scripts.benchmark import benchmark_loader
+from scripts.tools.benchmark import benchmark_loader
 
 
 def draw_batch(count: int, size: int, device: torch.device) -> torch.Tensor:

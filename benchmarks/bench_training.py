@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 
 import torch
@@ -11,7 +10,7 @@ from monai.bundle import ConfigParser
 from recipes import read_results
 from torch.utils.flop_counter import FlopCounterMode
 
-from scripts.latents import EncodedLatents
+from scripts.data.latents import EncodedLatents
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype, size: int = 4096) -> float:
@@ -56,12 +55,11 @@ def bench_autoencoder(steps: int = 4) -> Iterator[Row]:
     yield Row("autoencoder", "peak memory of a training, batch 8", "GB", memory, most, most=most)
 
 
-def encode_seconds(config: ConfigParser) -> float:
+def encode_seconds(config: ConfigParser, count: int = 32) -> float:
     """Time the encoding of a volume by the second stage's config."""
     volumes, autoencoder = config.get_parsed_content("train#volumes"), config.get_parsed_content("autoencoder")
-    few = list(itertools.islice(volumes, 4))
-    seconds = time_side_by_side({"encode": lambda: EncodedLatents(few, autoencoder)})["encode"]
-    return seconds / sum(len(batch["image"]) for batch in few)
+    few = [volumes[i] for i in range(count)]
+    return time_side_by_side({"encode": lambda: EncodedLatents(few, autoencoder).posterior})["encode"] / count
 
 
 def bench_diffusion(steps: int = 8) -> Iterator[Row]:
