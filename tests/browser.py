@@ -1,6 +1,6 @@
-"""Headless Chromium and the real TensorBoard server, and the README's pictures of them.
+"""Headless Chromium and the real TensorBoard server, and the documents' pictures of them.
 
-``python tests/browser.py --runs FOLDER --report FOLDER --figures FOLDER`` takes the pictures: TensorBoard with the
+``python tests/browser.py --runs FOLDER --run FOLDER --figures FOLDER`` takes the pictures: TensorBoard with the
 trainings below ``runs``, and the report of a run.
 """
 
@@ -90,7 +90,7 @@ def pin(plugin: str, tag: str, **more) -> dict:
 
 
 def take_pictures(runs: Path, run: Path, figures: Path) -> None:
-    """Save the README's pictures.
+    """Save the documents' pictures.
 
     Args:
         runs: a folder with the trainings ``autoencoder`` and ``diffusion``, for TensorBoard.

@@ -26,7 +26,7 @@ def draw_at_once(count: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("draw", [draw_one_by_one, draw_at_once])
-def test_the_references_draw_the_same_law(draw):
+def test_references_draw_the_law(draw):
     torch.manual_seed(0)
     law = SphereLaw()
     measured = {name: values.numpy() for name, values in measure_spheres(draw(24)).items()}
@@ -37,13 +37,13 @@ def test_the_references_draw_the_same_law(draw):
         assert np.ptp(measured[name]) > 0.5 * (high - low), name
 
 
-def test_the_reference_shows_the_network_the_same_channels():
+def test_reference_shows_same_channels():
     autoencoder = load_config("train_autoencoder", initialize=False).get_parsed_content("network")
     volumes = draw_at_once(2)
     torch.testing.assert_close(show(volumes), autoencoder._show(volumes))
 
 
-def test_a_row_tells_ratio_share_and_what_it_misses():
+def test_row_ratio_share_misses():
     row = Row("s", "what", "s", 2.0, reference=9.0, limit=1.0, least_ratio=4, least_share=0.6, most=1.5)
     assert row.ratio == 4.5
     assert row.share == 0.5
@@ -53,18 +53,20 @@ def test_a_row_tells_ratio_share_and_what_it_misses():
     assert Row("s", "what", "s", 2.0, most=2.0).misses == []
 
 
-def test_the_exponent_of_a_power_is_found():
+def test_exponent_of_power():
     assert fit_exponent([(n, 0.3 * n**2.5) for n in (32, 64, 96)]) == pytest.approx(2.5)
 
 
-def test_the_median_of_each_function_is_taken_after_a_warm_up():
+def test_timing_after_warm_up():
+    """Each function is called once to warm up and then once a round, in turns."""
     calls = []
     seconds = time_side_by_side({"one": lambda: calls.append(1), "two": lambda: calls.append(2)}, rounds=3)
     assert calls == [1, 2] * 4
     assert set(seconds) == {"one", "two"}
 
 
-def test_a_command_is_timed_and_its_memory_is_its_own():
+def test_command_time_and_memory():
+    """The peak of memory is the child's own, without that of this process."""
     ballast = np.ones(2**27, dtype=np.uint8)  # 134 MB that the child's peak must not count
     code = "import time; print('started', flush=True); time.sleep(0.3); print('done', flush=True); time.sleep(60)"
     output, seconds, memory = run_command([sys.executable, "-c", code], until="done")
@@ -75,7 +77,8 @@ def test_a_command_is_timed_and_its_memory_is_its_own():
         run_command([sys.executable, "-c", "raise SystemExit('no such luck')"])
 
 
-def test_the_recipes_that_are_reported_are_those_that_are_defined():
+def test_recipes_match_results():
+    """The results in the repository are those of the recipes that are defined."""
     results = read_results()
     assert set(results["trainings"]) == set(TRAININGS)
     assert set(results["recipes"]) == set(RECIPES)
@@ -84,12 +87,13 @@ def test_the_recipes_that_are_reported_are_those_that_are_defined():
         assert model in TRAININGS
 
 
-def test_the_last_validation_of_a_training_is_read(smoke):
+def test_read_validation(smoke):
+    """The last validation of a training is read from its folder."""
     found = read_validation(smoke["autoencoder"])
     assert {"ssim", "mse_ratio", "dice", "nll", "a_rmse"} <= set(found) and 0 < found["dice"] < 1
 
 
-def test_a_section_runs_and_the_figure_is_drawn(monkeypatch, tmp_path, capsys):
+def test_section_and_figure(monkeypatch, tmp_path, capsys):
     row = Row("s", "fast", "s", 1.0, reference=5.0, least_ratio=4)
     curve = Row("growth", "slow", "exponent", 1.0, points=[(1, 1.0), (2, 2.0)])
     plot_rows([row, curve], tmp_path / "figure.png")

@@ -42,7 +42,6 @@ def page(browser) -> Iterator[Page]:
 def open_tensorboard(browser: Browser, address: str, dashboard: str) -> Page:
     page = new_page(browser)
     page.goto(f"{address}/#{dashboard}")
-    # both runs, and none beside them
     return page
 
 
@@ -66,7 +65,8 @@ def move(page: Page, slider: str, value: float) -> None:
     )
 
 
-def test_tensorboard_shows_curves_by_group_and_slices(browser, address, tmp_path):
+def test_tensorboard_time_series(browser, address, tmp_path):
+    """Curves stand in groups, and slices beside them."""
     page = open_tensorboard(browser, address, "timeseries")
     for group in ("train", "validation", "loss_parts", "slices"):
         expect(page.locator("metrics-card-group-toolbar").filter(has_text=group)).to_be_visible(timeout=SOON)
@@ -88,7 +88,7 @@ def test_tensorboard_shows_curves_by_group_and_slices(browser, address, tmp_path
     page.context.close()
 
 
-def test_tensorboard_has_the_custom_charts(browser, address):
+def test_tensorboard_custom_charts(browser, address):
     page = open_tensorboard(browser, address, "custom_scalars")
     for category in ("training", "reconstruction beside a perfect denoiser's", "loss"):
         expect(page.locator("tf-category-paginated-view").filter(has_text=category).first).to_be_visible(timeout=SOON)
@@ -97,7 +97,8 @@ def test_tensorboard_has_the_custom_charts(browser, address):
     page.context.close()
 
 
-def test_tensorboard_has_the_settings_beside_the_metrics(browser, address):
+def test_tensorboard_hparams(browser, address):
+    """The settings of a run stand beside its metrics."""
     page = open_tensorboard(browser, address, "hparams")
     table = page.locator("tf-hparams-table-view")
     # of both stages, although they have different settings and metrics
@@ -107,7 +108,8 @@ def test_tensorboard_has_the_settings_beside_the_metrics(browser, address):
     page.context.close()
 
 
-def test_the_report_of_a_training_shows_its_curves_and_the_slices_of_each_epoch(page, smoke):
+def test_report_of_training(page, smoke):
+    """Curves, and the slices of the epoch that the slider is at."""
     page.goto((smoke["autoencoder"] / "report.html").as_uri())
     assert page.locator("img.curve").count() == 3
     expect_loaded(page, "img.curve")
@@ -117,7 +119,8 @@ def test_the_report_of_a_training_shows_its_curves_and_the_slices_of_each_epoch(
     expect_loaded(page, ".frame:not([hidden]) img")
 
 
-def test_the_slice_viewer_follows_sliders_mouse_grey_values_and_the_gallery(page, generated):
+def test_report_slice_viewer(page, generated):
+    """The viewer follows sliders, mouse, grey values and gallery."""
     page.goto((generated / "report.html").as_uri())
     expect(page.locator("#gallery button")).to_have_count(4)
     expect_loaded(page, "img.picture")
@@ -146,7 +149,7 @@ def test_the_slice_viewer_follows_sliders_mouse_grey_values_and_the_gallery(page
     assert re.search(r"r\s\d+\.\d\d", page.locator("#gallery button").nth(2).inner_text())
 
 
-def test_the_report_fits_a_narrow_screen(page, generated):
+def test_report_on_narrow_screen(page, generated):
     page.set_viewport_size({"width": 400, "height": 800})
     page.goto((generated / "report.html").as_uri())
     expect(page.locator("#gallery button")).to_have_count(4)

@@ -1,57 +1,62 @@
 """The bundle's contract with MONAI: properties, metadata, shapes, files, and configs that agree with each other."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
-from conftest import BUNDLE, CONFIGS, make_workflow, run_workflow
+from conftest import (
+    BUNDLE,
+    CONFIGS,
+    FIDELITY,
+    METADATA,
+    ROOT,
+    make_workflow,
+    read_config,
+    read_json,
+    run_process,
+    run_workflow,
+)
 from monai.bundle import verify_metadata, verify_net_in_out
 from monai.bundle.properties import InferProperties, TrainProperties
 from monai.utils import BundleProperty
 
-SCHEMA = CONFIGS.parents[1] / "tests" / "metadata_schema.json"
-METADATA = json.loads((CONFIGS / "metadata.json").read_text())
+import tools.documents
+
+SCHEMA = ROOT / "tests" / "metadata_schema.json"
 
 
-def load(name: str) -> dict:
-    return json.loads((CONFIGS / f"{name}.json").read_text())
-
-
-def test_metadata_is_what_the_specification_asks_for():
+def test_metadata_schema():
     verify_metadata(meta_file=str(CONFIGS / "metadata.json"), filepath=str(SCHEMA))
 
 
 @pytest.mark.parametrize("field", ["version", "network_data_format", "changelog", "task"])
-def test_metadata_without_a_mandatory_field_is_refused(field, tmp_path):
+def test_metadata_mandatory_field(field, tmp_path):
+    """Metadata without a mandatory field are refused."""
     path = tmp_path / "metadata.json"
     path.write_text(json.dumps({name: value for name, value in METADATA.items() if name != field}))
     with pytest.raises(ValueError):
         verify_metadata(meta_file=str(path), filepath=str(SCHEMA))
 
 
-def test_the_version_is_the_changelog_s_and_the_package_s():
-    project = (BUNDLE.parent / "pyproject.toml").read_text()
+def test_metadata_version():
+    project = (ROOT / "pyproject.toml").read_text()
     assert METADATA["version"] == next(iter(METADATA["changelog"]))
     assert f'version = "{METADATA["version"]}"' in project
 
 
-def test_metadata_names_the_pinned_versions():
-    lines = (BUNDLE.parent / "constraints.txt").read_text().splitlines()
+def test_metadata_pinned_versions():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
     lines = [line.partition(";")[0].strip() for line in lines if "==" in line and "python_version <" not in line]
     pins = dict(line.split("==") for line in lines)
     assert METADATA["pytorch_version"] == pins["torch"]
     assert METADATA["monai_version"] == pins["monai"]
     assert METADATA["numpy_version"] == pins["numpy"]
-    for package, version in {
-        **METADATA["required_packages_version"],
-        **METADATA["optional_packages_version"],
-    }.items():
+    packages = METADATA["required_packages_version"] | METADATA.get("optional_packages_version", {})
+    for package, version in packages.items():
         assert pins[package] == version, package
 
 
-def test_the_generator_takes_and_returns_what_metadata_says():
+def test_generator_shapes():
+    """The generator takes and returns what the metadata say."""
     verify_net_in_out(
         net_id="network_def",
         meta_file=str(CONFIGS / "metadata.json"),
@@ -61,7 +66,8 @@ def test_the_generator_takes_and_returns_what_metadata_says():
     )
 
 
-def test_the_autoencoder_takes_and_returns_what_metadata_says():
+def test_autoencoder_shapes():
+    """The autoencoder takes and returns what the metadata say."""
     options = {"meta_file": str(CONFIGS / "metadata.json"), "config_file": str(CONFIGS / "evaluate.json")}
     options |= {"net_id": "reconstructor", "device": "cpu"}
     data_format = METADATA["autoencoder_data_format"]
@@ -71,7 +77,8 @@ def test_the_autoencoder_takes_and_returns_what_metadata_says():
         verify_net_in_out(**options, **{"_meta_#network_data_format": wrong})
 
 
-def test_a_wrong_shape_in_metadata_is_noticed(tmp_path):
+def test_metadata_wrong_shape(tmp_path):
+    """The check of the generator's shapes notices a wrong one."""
     wrong = json.loads(json.dumps(METADATA))
     wrong["network_data_format"]["outputs"]["pred"]["num_channels"] = 3
     path = tmp_path / "metadata.json"
@@ -87,7 +94,8 @@ def test_a_wrong_shape_in_metadata_is_noticed(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["train_autoencoder", "train_diffusion", "inference", "evaluate"])
-def test_each_config_alone_has_every_required_property_from_any_directory(name, tmp_path, monkeypatch):
+def test_required_properties(name, tmp_path, monkeypatch):
+    """Each config alone, from any directory, has what MONAI requires."""
     monkeypatch.chdir(tmp_path)
     # asking for the training set of the diffusion model encodes it: minutes at the default size
     sizes = {"train_size": 64, "val_size": 8} if name == "train_diffusion" else {}
@@ -100,19 +108,19 @@ def test_each_config_alone_has_every_required_property_from_any_directory(name, 
     assert {path.name for path in tmp_path.iterdir()} <= {"out"}
 
 
-def test_a_process_that_does_not_know_the_bundle_can_run_it_from_anywhere(tmp_path):
+def test_run_from_anywhere(tmp_path):
+    """A process that does not know the bundle runs it from another directory."""
     program = (
         "from monai.bundle import create_workflow\n"
         f"workflow = create_workflow(config_file=[{str(CONFIGS / 'data.json')!r}, {str(CONFIGS / 'smoke.json')!r}],"
         f" bundle_root={str(BUNDLE)!r}, output_dir='here', run_id='preview', workflow_type=None)\n"
         "workflow.run()\n"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    run_process("python", "-c", program, folder=tmp_path)
     assert (tmp_path / "here" / "preview.png").exists()
 
 
-def test_the_data_config_previews_and_benchmarks(tmp_path):
+def test_data_preview_and_benchmark(tmp_path):
     for run_id in ("preview", "benchmark"):
         run_workflow("data", "smoke", run_id=run_id, output_dir=str(tmp_path))
     assert (tmp_path / "preview.png").read_bytes().startswith(b"\x89PNG")
@@ -125,10 +133,10 @@ def test_the_data_config_previews_and_benchmarks(tmp_path):
         assert megabytes == pytest.approx(volumes * 64**3 * 4 / 1e6)
 
 
-def test_the_released_fidelity_holds_and_metadata_repeats_it():
-    released = json.loads((BUNDLE / "models" / "fidelity.json").read_text())
-    assert released["settings"]["num_samples"] == 1000 and released["settings"]["num_inference_steps"] <= 25
-    volumes, found = released["volumes"], released["reconstruction"]
+def test_released_scores():
+    """The released scores hold their limits, and documents and metadata repeat them."""
+    assert FIDELITY["settings"]["num_samples"] == 1000 and FIDELITY["settings"]["num_inference_steps"] <= 25
+    volumes, found = FIDELITY["volumes"], FIDELITY["reconstruction"]
     assert volumes["valid"]["value"] >= 0.99
     assert max(volumes[f"ks_{name}"]["value"] for name in ("r", "cx", "cy", "cz", "a", "b")) <= 0.06
     assert abs(volumes["rank_correlation"]["value"]) <= 0.1
@@ -137,25 +145,23 @@ def test_the_released_fidelity_holds_and_metadata_repeats_it():
     assert volumes["background"]["value"] == 0
     assert found["dice"] >= 0.99 and found["mse_ratio"] <= 1.01 and found["ssim_ratio"] >= 0.99
     assert found["a_rmse"] <= 0.03 and found["b_rmse"] <= 0.03
-    scores = {f"reconstruction_{name}": found[name] for name in ("dice", "ssim_ratio", "mse_ratio", "a_rmse", "b_rmse")}
-    scores |= {f"volumes_{name}": line["value"] for name, line in volumes.items()}
-    assert METADATA["eval_metrics"] == {name: round(value, 4) for name, value in scores.items()}
+    assert tools.documents.main(["--check"]) == 0
 
 
-def test_the_released_weights_score_what_was_released_with_them(tmp_path):
+def test_released_weights(tmp_path):
+    """The released weights score what was released with them."""
     run_workflow(
         "evaluate", test_size=32, num_samples=32, diversity_size=4, classifier_epochs=1, output_dir=str(tmp_path)
     )
-    released, now = (json.loads((path / "fidelity.json").read_text()) for path in (BUNDLE / "models", tmp_path))
+    now = read_json(tmp_path / "fidelity.json")
     for name in ("dice", "ssim_ratio", "mse_ratio"):
-        assert now["reconstruction"][name] == pytest.approx(released["reconstruction"][name], abs=2e-3), name
+        assert now["reconstruction"][name] == pytest.approx(FIDELITY["reconstruction"][name], abs=2e-3), name
     for name in ("a_rmse", "b_rmse"):
         assert now["reconstruction"][name] <= 0.03, name
     # the same seed, so that these are the first 32 of the 1,000 volumes
-    assert set(now["failed"]) <= set(released["failed"])
-    assert now["volumes"]["dice_median"]["value"] == pytest.approx(
-        released["volumes"]["dice_median"]["value"], abs=2e-3
-    )
+    assert set(now["failed"]) <= set(FIDELITY["failed"])
+    expected = FIDELITY["volumes"]["dice_median"]["value"]
+    assert now["volumes"]["dice_median"]["value"] == pytest.approx(expected, abs=2e-3)
 
 
 def find(config: dict, path: str):
@@ -200,26 +206,30 @@ RENAMED = [
 
 
 @pytest.mark.parametrize("key", REPEATED)
-def test_repeated_parts_are_equal(key):
-    configs = {name: load(name) for name in REPEATED[key].split()}
+def test_repeated_parts(key):
+    configs = {name: read_config(name) for name in REPEATED[key].split()}
     parts = {name: find(config, key) for name, config in configs.items() if key.split("#")[0] in config}
     first = next(iter(parts.values()))
     assert parts == dict.fromkeys(parts, first) and len(parts) > 1
 
 
 @pytest.mark.parametrize(("one", "other"), RENAMED)
-def test_renamed_parts_are_equal(one, other):
+def test_renamed_parts(one, other):
     def text(name, key):
-        return json.dumps(find(load(name), key)).replace("@validate#", "@").replace("@sample#", "@")
+        return json.dumps(find(read_config(name), key)).replace("@validate#", "@").replace("@sample#", "@")
 
     assert text(*one) == text(*other)
 
 
-def test_schedules_and_strides_agree():
-    inference, diffusion, tutorial = load("inference"), load("train_diffusion"), load("tutorial")
+def test_schedules_and_strides():
+    inference, diffusion, tutorial = read_config("inference"), read_config("train_diffusion"), read_config("tutorial")
     # training adds noise by the schedule that sampling removes it by
     assert inference["sampler"].items() <= diffusion["scheduler"].items()
-    overlay, every_step, generative = load("diffusion"), load("ddpm")["sampler"], load("generative")
+    overlay, every_step, generative = (
+        read_config("diffusion"),
+        read_config("ddpm")["sampler"],
+        read_config("generative"),
+    )
     noise = {key: value for key, value in overlay["scheduler"].items() if key != "_target_"}
     assert noise.items() <= overlay["sampler"].items() and noise.items() <= every_step.items()
     for name in ("scheduler", "sampler"):
@@ -230,13 +240,13 @@ def test_schedules_and_strides_agree():
             assert config[stride] == 2 ** (len(config[network]["channels"]) - 1)
 
 
-def test_configs_have_the_keys_that_the_zoo_asks_for():
+def test_zoo_keys():
     # the contributing guide of the model zoo, "Preferred Files and Keys"
     for name in ("inference", "evaluate"):
         for key in ("bundle_root", "device", "network_def", "inferer", "output_dir"):
-            assert key in load(name), (name, key)
+            assert key in read_config(name), (name, key)
     for name in ("train_autoencoder", "train_diffusion"):
-        config = load(name)
+        config = read_config(name)
         for key in ("bundle_root", "device", "dataset_dir", "output_dir"):
             assert key in config, (name, key)
         for key in ("trainer", "trainer#max_epochs", "dataset", "dataset#data", "handlers", "inferer", "preprocessing"):
@@ -248,7 +258,8 @@ def test_configs_have_the_keys_that_the_zoo_asks_for():
         assert [handler["interval"] for handler in handlers] == ["@val_interval"]
 
 
-def test_files_of_the_zoo_are_there_and_small():
+def test_zoo_files():
+    """The files that the zoo asks for are there, and none is too large for it."""
     for name in (
         "LICENSE",
         "docs/README.md",
@@ -259,6 +270,5 @@ def test_files_of_the_zoo_are_there_and_small():
         assert (BUNDLE / name).is_file(), name
     for name in ("models/model.pt", "models/model_autoencoder.pt"):
         assert (BUNDLE / name).is_file(), name
-    tracked = subprocess.run(["git", "ls-files"], cwd=BUNDLE.parent, capture_output=True, text=True, check=True)
-    for name in tracked.stdout.splitlines():
-        assert (BUNDLE.parent / name).stat().st_size < 25e6, name
+    for name in run_process("git", "ls-files", folder=ROOT).stdout.splitlines():
+        assert (ROOT / name).stat().st_size < 25e6, name

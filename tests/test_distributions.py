@@ -14,7 +14,7 @@ def voxels():
     )
 
 
-def test_log_prob_is_that_of_the_two_parts(voxels):
+def test_log_prob_of_both_parts(voxels):
     value = 0.7
     for i in range(3):
         p, loc, scale = voxels.probs[i].item(), voxels.loc[i].item(), voxels.scale[i].item()
@@ -23,7 +23,7 @@ def test_log_prob_is_that_of_the_two_parts(voxels):
         assert voxels.log_prob(torch.tensor(0.0))[i].exp().item() == pytest.approx(1 - p, rel=1e-5)
 
 
-def test_moments_are_those_of_its_samples(voxels):
+def test_moments_match_samples(voxels):
     n = 200_000
     samples = voxels.sample((n,))
     assert samples.shape == (n, 3)
@@ -33,26 +33,27 @@ def test_moments_are_those_of_its_samples(voxels):
     assert torch.allclose((samples != 0).float().mean(0), voxels.probs, atol=4 * 0.5 / n**0.5)
 
 
-def test_a_draw_is_exactly_0_where_background_is_likelier(voxels):
+def test_draw_and_mode_in_background(voxels):
+    """A draw and the mode are exactly 0 where background is likelier."""
     noise = torch.tensor([1.0, 1.0, -2.0])
     assert voxels.draw(noise).tolist() == pytest.approx([0.0, -0.4 + 1.0, 1.0 - 2 * 2.0])
     assert voxels.mode.tolist() == pytest.approx([0.0, -0.4, 1.0])
 
 
-def test_extreme_channels_stay_finite():
+def test_log_prob_of_extreme_channels():
     channels = torch.tensor([[-200.0, 0.0, 90.0], [200.0, 5.0, -90.0]])[:, :, None]
     voxels = ZeroInflatedNormal.from_channels(channels)
     assert torch.isfinite(voxels.log_prob(torch.zeros(2, 1, 1))).all()
     assert torch.isfinite(voxels.log_prob(torch.ones(2, 1, 1))).all()
 
 
-def test_channels_are_read_in_float32_whatever_the_precision():
+def test_channels_read_in_float32():
     voxels = ZeroInflatedNormal.from_channels(torch.zeros(2, 3, 4, 4, 4, dtype=torch.bfloat16))
     assert voxels.loc.dtype == torch.float32
     assert voxels.batch_shape == (2, 1, 4, 4, 4)
     assert (voxels.scale == 1).all()
 
 
-def test_another_number_of_channels_is_refused():
+def test_channels_wrong_number():
     with pytest.raises(ValueError, match="3 channels"):
         ZeroInflatedNormal.from_channels(torch.zeros(1, 2, 4, 4, 4))

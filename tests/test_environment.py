@@ -1,11 +1,9 @@
 """What the workflows ask of the machine."""
 
 import platform
-import subprocess
-import sys
 
 import pytest
-from conftest import BUNDLE
+from conftest import BUNDLE, run_process
 
 FAULTS = """
 import resource
@@ -26,12 +24,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def count_page_faults(mode: str) -> int:
     """Pages that the kernel has to provide for the same 64 MiB again and again, in a fresh process."""
-    command = [sys.executable, "-c", FAULTS, mode]
-    return int(subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, check=True).stdout)
+    return int(run_process("python", "-c", FAULTS, mode, folder=BUNDLE).stdout)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
-def test_freed_memory_serves_the_next_tensor():
+def test_keep_freed_memory():
+    """Memory that a tensor freed serves the next one."""
     kept, left = count_page_faults("keep"), count_page_faults("leave")
     assert kept < 0.2 * left
     assert left > 10 * 2**24 * 4 / 4096  # else there is nothing to gain, and the function can go

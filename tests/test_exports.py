@@ -1,14 +1,13 @@
 """The generator as files: the same numbers as in Python, loaded where this repository can not be imported."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import BUNDLE, CONFIGS, make_workflow, run_workflow
+from conftest import BUNDLE, CONFIGS, make_workflow, run_process, run_workflow
 from monai.bundle import ckpt_export
+
+from scripts.tools.exports import UnrolledGenerator
 
 STEPS = 3
 
@@ -75,19 +74,17 @@ def exported(tmp_path_factory) -> Path:
     return folder
 
 
-def run_elsewhere(program: str, path: Path, noise: torch.Tensor, folder: Path) -> list[torch.Tensor]:
+def run_export(program: str, path: Path, noise: torch.Tensor, folder: Path) -> list[torch.Tensor]:
     torch.save(noise, folder / "noise.pt")
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, "-c", program, str(path), str(folder / "noise.pt"), str(folder / "result.pt")]
-    subprocess.run(command, cwd=folder, env=environment, check=True)
+    files = [str(folder / name) for name in ("noise.pt", "result.pt")]
+    run_process("python", "-c", program, str(path), *files, folder=folder)
     return torch.load(folder / "result.pt")
 
 
 @pytest.mark.parametrize("name", ["model_True.ts", "model_False.ts", "model.pt2"])
-def test_an_export_returns_what_python_does_and_another_texture_in_each_call(
-    name, exported, generator, noise, tmp_path
-):
-    first, second, one = run_elsewhere(LOAD, exported / name, noise, tmp_path)
+def test_export_matches_python(name, exported, generator, noise, tmp_path):
+    """The same volumes as from Python, with another texture in each call."""
+    first, second, one = run_export(LOAD, exported / name, noise, tmp_path)
     torch.manual_seed(0)
     for volumes, latents in ((first, noise), (second, noise), (one, noise[:1])):
         torch.testing.assert_close(volumes, generator(latents), atol=1e-4, rtol=0)
@@ -95,8 +92,8 @@ def test_an_export_returns_what_python_does_and_another_texture_in_each_call(
     assert torch.equal(first == 0, second == 0) and not torch.equal(first, second)
 
 
-def test_onnx_returns_the_distribution_of_each_voxel(exported, generator, noise, tmp_path):
-    first, second, one = run_elsewhere(LOAD_ONNX, exported / "model.onnx", noise, tmp_path)
+def test_onnx_voxel_distribution(exported, generator, noise, tmp_path):
+    first, second, one = run_export(LOAD_ONNX, exported / "model.onnx", noise, tmp_path)
     assert torch.equal(first, second) and first.shape == (3, 3, 64, 64, 64)
     torch.testing.assert_close(one, first[:1], atol=1e-3, rtol=1e-3)
     # with the draw that its documentation gives, the generator's volumes
@@ -109,9 +106,8 @@ def test_onnx_returns_the_distribution_of_each_voxel(exported, generator, noise,
 
 
 @pytest.mark.parametrize("overlay", ["diffusion", "ddpm"])
-def test_the_loop_that_is_exported_is_the_inferer_s_for_every_scheduler(overlay, smoke, noise):
-    from scripts.tools.exports import UnrolledGenerator
-
+def test_unrolled_loop_is_inferers(overlay, smoke, noise):
+    """The loop that is exported is the inferer's, for every scheduler."""
     workflow = make_workflow(
         "inference",
         *(["diffusion", "ddpm"] if overlay == "ddpm" else ["diffusion"]),

@@ -1,11 +1,9 @@
 """The instrument: real spheres pass every line at the stated error rates, each wrong generator fails the right one."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
-from conftest import run_workflow
+from conftest import read_json, run_workflow
 from monai.transforms import GaussianSmooth
 
 from scripts.data.spheres import SphereDataset, SphereLaw
@@ -73,7 +71,7 @@ def failed(lines):
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_generator_fails_the_right_line(name):
+def test_wrong_generator_fails(name):
     line, make = WRONG[name]
     lines = score_parameters(measure(make()), LAW)
     assert line in failed(lines)
@@ -84,14 +82,14 @@ def test_a_wrong_generator_fails_the_right_line(name):
         assert not failed(lines) & {"kurtosis", "autocorrelation_y", "background"}
 
 
-def test_real_spheres_pass_every_line():
+def test_real_spheres_pass():
     lines = score_parameters(measure(SphereDataset(300, LAW, seed=11, stream="baseline")), LAW)
     assert failed(lines) == set()
     assert lines["valid"].value == 1.0
 
 
 @pytest.mark.parametrize("n", [50, 200])
-def test_the_limits_hold_at_the_stated_error_rate(n, monkeypatch):
+def test_limits_hold_error_rate(n, monkeypatch):
     # True parameters of real spheres: six statistics at the error rate each, and the largest of 15 correlations at most
     # 15 times that. A rate of 0.02, not 0.002, lets 300 sets tell; at these n it sets the limits, not 0.06 and 0.1.
     monkeypatch.setattr("scripts.evaluation.fidelity.ERROR_RATE", 0.02)
@@ -113,14 +111,16 @@ def test_the_limits_hold_at_the_stated_error_rate(n, monkeypatch):
     assert 50 <= counts["rank_correlation"] <= 105
 
 
-def test_limits_widen_for_few_volumes_and_never_narrow():
+def test_limits_by_count():
+    """Limits widen for few volumes and never narrow."""
     few = score_parameters(measure(SphereDataset(20, LAW)), LAW)
     assert few["ks_r"].limit > KS and few["rank_correlation"].limit > RANK_CORRELATION
     many = {name: np.tile(values, 200) for name, values in measure(SphereDataset(20, LAW)).items()}
     assert score_parameters(many, LAW)["ks_r"].limit == KS
 
 
-def test_what_the_law_fixes_is_left_out_and_the_rest_still_tested():
+def test_lines_of_fixed_law():
+    """What the law fixes is left out, and the rest is still tested."""
     fixed = SphereLaw(a_min=0.25, a_max=0.25)
     lines = score_parameters(measure(SphereDataset(8, fixed)), fixed)
     assert "ks_a" not in lines and {"ks_r", "ks_b", "rank_correlation", "kurtosis"} <= set(lines)
@@ -129,7 +129,8 @@ def test_what_the_law_fixes_is_left_out_and_the_rest_still_tested():
     assert {"kurtosis", "rim_mean", "background"} <= set(one)
 
 
-def test_volumes_that_are_not_finite_are_counted_and_left_out_of_the_rest():
+def test_lines_without_non_finite():
+    """A volume that is not finite counts as not valid, and is left out of the rest."""
     broken = [dict(item) for item in (SphereDataset(8, LAW)[i] for i in range(8))]
     broken[0]["image"][broken[0]["image"] != 0] = torch.nan
     lines = score_parameters(measure(broken), LAW)
@@ -140,7 +141,8 @@ def test_volumes_that_are_not_finite_are_counted_and_left_out_of_the_rest():
     assert np.isfinite(classify_two_samples(broken, reference, epochs=1)["classifier"].value)
 
 
-def test_reasons_are_counted_and_a_set_without_spheres_is_scored():
+def test_lines_without_spheres():
+    """A set without a sphere is scored, and the reasons are counted."""
     volumes = torch.zeros(3, 1, 64, 64, 64)
     volumes[2] = 1.0
     metric = SphereMetric()
@@ -150,7 +152,7 @@ def test_reasons_are_counted_and_a_set_without_spheres_is_scored():
     assert failed(lines) >= {"valid"}
 
 
-def test_parameters_are_scaled_to_the_unit_interval():
+def test_standardise_to_unit_interval():
     measured = {"r": np.array([24.0]), "cx": np.array([24.0]), "cy": np.array([32.0]), "cz": np.array([40.0])}
     uniform = standardise({**measured, "a": np.array([0.25]), "b": np.array([0.5])}, LAW)
     assert {name: values.item() for name, values in uniform.items()} == pytest.approx(
@@ -158,7 +160,7 @@ def test_parameters_are_scaled_to_the_unit_interval():
     )
 
 
-def test_diversity_tells_a_collapsed_generator():
+def test_diversity_of_collapse():
     real, reference = (SphereDataset(12, LAW, stream=stream) for stream in ("baseline", "reference"))
     collapsed = [{"image": real[0]["image"]}] * 12
     lines = score_diversity(real, reference, data_range=10.0)
@@ -168,7 +170,8 @@ def test_diversity_tells_a_collapsed_generator():
     assert wrong["mmd"].value > 5 * abs(lines["mmd"].value)
 
 
-def test_the_classifier_tells_sets_apart_only_where_they_differ():
+def test_classifier_two_samples():
+    """The classifier tells sets apart only where they differ."""
     real, same = SphereDataset(60, LAW, stream="baseline"), SphereDataset(60, LAW, stream="reference")
     other = SphereDataset(60, LAW, stream="test", transform=smooth_texture)
     before = torch.random.get_rng_state()
@@ -181,7 +184,7 @@ def test_the_classifier_tells_sets_apart_only_where_they_differ():
     assert classify_two_samples([real[0]], same) == {}
 
 
-def test_the_table_shows_volumes_beside_real_ones():
+def test_table_beside_real():
     lines = {
         "ks_r": Line(0.1, p_value=0.004, limit=0.06),
         "mmd": Line(2.0),
@@ -193,10 +196,10 @@ def test_the_table_shows_volumes_beside_real_ones():
     assert rows[3].endswith("ok     95% interval 0.510 to 0.590")
 
 
-def test_evaluation_of_weights_writes_json_and_figure(smoke, tmp_path):
+def test_evaluate_weights(smoke, tmp_path):
     paths = {name: str(smoke[name]) for name in ("autoencoder_path", "model_path")}
     run_workflow("evaluate", "smoke", output_dir=str(tmp_path), **paths)
-    result = json.loads((tmp_path / "fidelity.json").read_text())
+    result = read_json(tmp_path / "fidelity.json")
     assert result["settings"]["num_samples"] == 4
     assert set(result["reconstruction"]) >= {"ssim", "ssim_oracle", "mse_ratio", "dice", "a_rmse", "b_rmse"}
     assert set(result["real"]) >= {"valid", "ks_r", "rank_correlation", "kurtosis", "mmd", "ms_ssim", "classifier"}
@@ -205,7 +208,8 @@ def test_evaluation_of_weights_writes_json_and_figure(smoke, tmp_path):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_folder_of_volumes_is_scored_without_any_weights(folder, tmp_path):
+def test_evaluate_folder(folder, tmp_path):
+    """A folder of volumes is scored without any weights."""
     run_workflow(
         "evaluate",
         "smoke",
@@ -214,7 +218,7 @@ def test_a_folder_of_volumes_is_scored_without_any_weights(folder, tmp_path):
         autoencoder_path="nowhere.pt",
         model_path="nowhere.pt",
     )
-    result = json.loads((tmp_path / "fidelity.json").read_text())
+    result = read_json(tmp_path / "fidelity.json")
     assert result["settings"]["num_samples"] == 6
     assert result["reconstruction"] == {}
     direct = score_parameters(measure(SphereDataset(6, LAW, seed=3, stream="test")), LAW)

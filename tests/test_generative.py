@@ -1,33 +1,23 @@
 """The monai-generative package as a backend: the same numbers, weights that pass both ways, every config."""
 
 import copy
-import json
 
 import pytest
 import torch
-from conftest import BUNDLE, make_workflow, run_workflow
-from monai.bundle import ConfigParser
+from conftest import BUNDLE, find_mistake, make_workflow, parse_config, read_json, run_workflow
 from monai.networks.blocks import SpatialAttentionBlock
 
 from scripts.checks import SettingError
 from scripts.tools.conversion import convert_weights
 
 
-def read_networks(generative: bool) -> ConfigParser:
-    """Both networks, new, of one package."""
-    overlays = ["diffusion", *(["generative"] if generative else [])]
-    parser = ConfigParser()
-    parser.read_config([str(BUNDLE / "configs" / f"{name}.json") for name in ("inference", *overlays)])
-    parser["precision"], parser["device"] = "float32", "cpu"
-    return parser
-
-
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """The whole generator of both packages with the same weights: the released ones, by the documented command."""
-    core, generative = read_networks(False), read_networks(True)
-    core = core.get_parsed_content("network_def").eval()
-    generative = generative.get_parsed_content("network_def").eval()
+    core, generative = (
+        parse_config("inference", "diffusion", *overlay, device="cpu").get_parsed_content("network_def").eval()
+        for overlay in ((), ("generative",))
+    )
     core.load_state_dict(torch.load(BUNDLE / "models" / "model.pt"))
     path = tmp_path_factory.mktemp("converted") / "model.pt"
     run_workflow("inference", "inference_convert", output_path=str(path))
@@ -40,7 +30,7 @@ def assert_equal_numbers(a: torch.Tensor, b: torch.Tensor) -> None:
     torch.testing.assert_close(a, b, atol=1e-5 * max(1.0, float(a.abs().max())), rtol=0)
 
 
-def test_both_packages_networks_agree(pair):
+def test_networks_agree(pair):
     core, generative = pair
     x = torch.randn(1, 3, 64, 64, 64)
     z, t = torch.randn(2, 4, 4, 4, 4), torch.tensor([3, 700])
@@ -55,7 +45,7 @@ def test_both_packages_networks_agree(pair):
     assert a.abs().mean() > 0.1, "a network that returns nothing agrees with every other"
 
 
-def test_both_packages_samplers_agree(pair):
+def test_samplers_agree(pair):
     noise = torch.randn(2, 4, 4, 4, 4)
     latents = []
     for one in pair:
@@ -86,7 +76,8 @@ def test_both_packages_samplers_agree(pair):
 
 
 @pytest.mark.parametrize("name", ["model.pt", "model_autoencoder.pt"])
-def test_weights_pass_both_ways_by_one_command(name, tmp_path):
+def test_convert_both_ways(name, tmp_path):
+    """One command takes weights to the other package and back."""
     source = BUNDLE / "models" / name
     there, back = tmp_path / "there.pt", tmp_path / "back.pt"
     run_workflow("inference", "inference_convert", model_path=str(source), output_path=str(there))
@@ -102,7 +93,8 @@ def test_weights_pass_both_ways_by_one_command(name, tmp_path):
     assert all(torch.equal(middle[key], again[key]) for key in middle)
 
 
-def test_an_attention_without_counterpart_is_refused(tmp_path):
+def test_convert_other_attention(tmp_path):
+    """An attention without a counterpart is refused."""
     network = torch.nn.Sequential(SpatialAttentionBlock(3, 32, num_head_channels=16, norm_num_groups=1))
     path = tmp_path / "network.pt"
     torch.save(network.state_dict(), path)
@@ -110,19 +102,20 @@ def test_an_attention_without_counterpart_is_refused(tmp_path):
         convert_weights(path, tmp_path / "out.pt", [(network, network)])
 
 
-def test_weights_of_another_network_are_refused(tmp_path):
+def test_convert_other_network(tmp_path):
+    """Weights of another network are refused."""
     path = tmp_path / "other.pt"
     torch.save({"weight": torch.zeros(3)}, path)
-    with pytest.raises(RuntimeError) as failure:
-        run_workflow("inference", "inference_convert", model_path=str(path), output_path=str(tmp_path / "out.pt"))
-    error = failure.value
-    while not isinstance(error, SettingError):
-        error = error.__cause__
-    assert "fits neither MONAI's nor monai-generative's" in str(error)
-    assert not (tmp_path / "out.pt").exists()
+    out = tmp_path / "out.pt"
+    message = find_mistake(
+        lambda: run_workflow("inference", "inference_convert", model_path=str(path), output_path=str(out))
+    )
+    assert "fits neither MONAI's nor monai-generative's" in message
+    assert not out.exists()
 
 
-def test_the_backend_trains_samples_and_evaluates(tmp_path):
+def test_backend_runs_all(tmp_path):
+    """The other package trains, samples and evaluates."""
     sizes = {"image_size": 32, "epochs": 1, "train_size": 8}
     run_workflow("train_autoencoder", "generative", "smoke", output_dir=str(tmp_path), **sizes)
     paths = {"autoencoder_path": str(tmp_path / "model_autoencoder.pt")}
@@ -131,13 +124,12 @@ def test_the_backend_trains_samples_and_evaluates(tmp_path):
         assert type(workflow.parser.get_parsed_content(name)).__module__.startswith("generative."), name
     paths["model_path"] = str(tmp_path / "model.pt")
     run_workflow("evaluate", "generative", "smoke", output_dir=str(tmp_path), image_size=32, **paths)
-    assert json.loads((tmp_path / "fidelity.json").read_text())["settings"]["num_samples"] == 4
+    assert read_json(tmp_path / "fidelity.json")["settings"]["num_samples"] == 4
     del paths["autoencoder_path"]
     run_workflow("inference", "generative", "smoke", output_dir=str(tmp_path), image_size=32, **paths)
     # the weights, converted, generate the same volumes in MONAI's networks
-    run_workflow(
-        "inference", "inference_convert", model_path=paths["model_path"], output_path=str(tmp_path / "core.pt")
-    )
+    core = str(tmp_path / "core.pt")
+    run_workflow("inference", "inference_convert", model_path=paths["model_path"], output_path=core)
     generators = [
         make_workflow("inference", *overlays, "smoke", model_path=path, precision="float32", device="cpu")
         for overlays, path in ((["generative"], paths["model_path"]), (["diffusion"], core))
@@ -147,7 +139,8 @@ def test_the_backend_trains_samples_and_evaluates(tmp_path):
     torch.testing.assert_close(*volumes, atol=1e-4, rtol=0)
 
 
-def test_the_tutorial_s_own_sizes_build_and_take_a_step(tmp_path):
+def test_tutorial_sizes(tmp_path):
+    """Networks of the tutorial's own sizes are built and take a step."""
     sizes = {"image_size": 16, "epochs": 1, "train_size": 1, "train_batch_size": 1, "val_size": 1}
     run_workflow("train_autoencoder", "tutorial", "smoke", output_dir=str(tmp_path), **sizes)
     path = str(tmp_path / "model_autoencoder.pt")

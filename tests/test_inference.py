@@ -23,7 +23,8 @@ def generate(smoke, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def generated(generate):
+def sampled(generate) -> Path:
+    """What inference writes with its defaults and the weights of ``smoke``."""
     return generate()
 
 
@@ -31,44 +32,46 @@ def volumes_in(folder: Path) -> np.ndarray:
     return np.stack([nibabel.load(path).get_fdata(dtype=np.float32) for path in sorted(folder.glob("*.nii.gz"))])
 
 
-def test_volumes_are_nifti_files(generated):
-    names = sorted(path.name for path in generated.glob("*.nii.gz"))
+def test_files_are_nifti(sampled):
+    names = sorted(path.name for path in sampled.glob("*.nii.gz"))
     assert names == [f"sphere_{i:05d}.nii.gz" for i in range(4)]
-    image = nibabel.load(generated / names[0])
+    image = nibabel.load(sampled / names[0])
     assert image.shape == (64, 64, 64)
     assert image.get_data_dtype() == np.float32
     assert np.array_equal(image.affine, np.eye(4))
 
 
-def test_the_table_holds_what_is_measured_in_the_files(generated):
-    rows = list(csv.DictReader((generated / "samples.csv").open()))
+def test_table_matches_files(sampled):
+    """The table holds what is measured in the files."""
+    rows = list(csv.DictReader((sampled / "samples.csv").open()))
     assert [row["file"] for row in rows] == [f"sphere_{i:05d}.nii.gz" for i in range(4)]
-    measured = measure_spheres(torch.from_numpy(volumes_in(generated))[:, None])
+    measured = measure_spheres(torch.from_numpy(volumes_in(sampled))[:, None])
     for name, values in measured.items():
         np.testing.assert_allclose([float(row[name]) for row in rows], values, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_there_is_a_preview(generated):
-    assert (generated / "preview.png").read_bytes().startswith(b"\x89PNG")
+def test_preview(sampled):
+    assert (sampled / "preview.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_same_seed_gives_the_same_volumes_and_another_does_not(generated, generate):
-    assert np.array_equal(volumes_in(generate()), volumes_in(generated))
-    assert not np.array_equal(volumes_in(generate(seed=1)), volumes_in(generated))
+def test_volumes_by_seed(sampled, generate):
+    assert np.array_equal(volumes_in(generate()), volumes_in(sampled))
+    assert not np.array_equal(volumes_in(generate(seed=1)), volumes_in(sampled))
 
 
 @pytest.mark.parametrize("overrides", [{"num_samples": 3, "sample_batch_size": 3}, {"sample_batch_size": 1}])
-def test_a_volume_depends_on_seed_and_index_alone(generated, generate, overrides):
+def test_volumes_by_index(sampled, generate, overrides):
+    """A volume does not depend on how many there are, nor on how many at a time."""
     volumes = volumes_in(generate(**overrides))
-    expected = volumes_in(generated)[: len(volumes)]
+    expected = volumes_in(sampled)[: len(volumes)]
     assert np.array_equal(volumes, expected)
 
 
-def test_another_autoencoder_can_decode(smoke, generate, generated):
+def test_another_decoder(smoke, generate, sampled, tmp_path):
     weights = torch.load(smoke["autoencoder_path"])
     weights["decoder.blocks.0.conv.weight"] *= 2
-    other = smoke["autoencoder"] / "other.pt"
+    other = tmp_path / "other.pt"
     torch.save(weights, other)
-    assert not np.array_equal(volumes_in(generate(autoencoder_path=str(other))), volumes_in(generated))
+    assert not np.array_equal(volumes_in(generate(autoencoder_path=str(other))), volumes_in(sampled))
     same = volumes_in(generate(autoencoder_path=str(smoke["autoencoder_path"])))
-    assert np.array_equal(same, volumes_in(generated))
+    assert np.array_equal(same, volumes_in(sampled))

@@ -1,11 +1,8 @@
 """The latents that the diffusion model is trained on, and the noise that it starts from."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
-from conftest import BUNDLE
+from conftest import BUNDLE, run_process
 from torch import nn
 
 from scripts.data.latents import EncodedLatents, LatentNoise
@@ -34,7 +31,7 @@ def dataset(volumes):
     return [{"image": volume} for volume in volumes]
 
 
-def test_the_scale_factor_is_measured_over_all_latents(volumes, dataset):
+def test_scale_factor_over_all(volumes, dataset):
     latents = EncodedLatents(dataset, Halves())
     draws = volumes / 2 + 0.3 * torch.randn(200, *volumes.shape)
     assert latents.scale_factor == pytest.approx(1 / draws.std().item(), rel=0.01)
@@ -42,7 +39,7 @@ def test_the_scale_factor_is_measured_over_all_latents(volumes, dataset):
     assert scaled.std().item() == pytest.approx(1, abs=0.02)
 
 
-def test_the_volumes_are_encoded_once_and_drawn_afresh(volumes, dataset):
+def test_encode_once_draw_afresh(volumes, dataset):
     autoencoder = Halves()
     latents = EncodedLatents(dataset, autoencoder)
     first, second = latents[5]["image"], latents[5]["image"]
@@ -50,7 +47,8 @@ def test_the_volumes_are_encoded_once_and_drawn_afresh(volumes, dataset):
     assert not torch.equal(first, second)
 
 
-def test_validation_latents_are_always_the_same_draw_at_the_given_scale(dataset):
+def test_validation_latents_fixed(dataset):
+    """Validation latents are always the same draw, at the training's scale."""
     training = EncodedLatents(dataset[:32], Halves())
     latents = EncodedLatents(dataset, Halves(), scaled_as=training, fresh=False)
     assert latents.scale_factor == training.scale_factor
@@ -58,7 +56,8 @@ def test_validation_latents_are_always_the_same_draw_at_the_given_scale(dataset)
     assert not torch.equal(latents[5]["image"], latents[6]["image"])
 
 
-def test_encoding_waits_for_the_first_latent_and_fills_the_scale_in(dataset):
+def test_encoding_is_lazy(dataset):
+    """Encoding waits for the first latent, and then fills the scale in."""
     autoencoder = Halves()
     latents = EncodedLatents(dataset, autoencoder)
     scale = latents.scale
@@ -70,7 +69,7 @@ def test_encoding_waits_for_the_first_latent_and_fills_the_scale_in(dataset):
     assert scale.item() == pytest.approx(latents.scale_factor)
 
 
-def test_noise_depends_on_seed_and_index_alone():
+def test_noise_by_seed_and_index():
     noise = LatentNoise(4, (4, 4, 4, 4), (1, 8, 8, 8), seed=3)
     longer = LatentNoise(100, (4, 4, 4, 4), (1, 8, 8, 8), seed=3)
     other = LatentNoise(4, (4, 4, 4, 4), (1, 8, 8, 8), seed=4)
@@ -82,7 +81,7 @@ def test_noise_depends_on_seed_and_index_alone():
     assert noise[0]["image"].dtype == torch.float32
 
 
-def test_noise_ends():
+def test_noise_end():
     with pytest.raises(IndexError):
         LatentNoise(2, (1, 2, 2, 2), (1, 4, 4, 4))[2]
 
@@ -116,9 +115,9 @@ print(resident[-1] - resident[7])
 """
 
 
-def test_encoding_takes_no_more_memory_for_more_volumes(smoke, tmp_path):
+def test_encoding_memory(smoke, tmp_path):
     # What is kept of a batch of 8 volumes is 16 kB; it once took up to 20 MB a batch, 22 GB in a whole training. The
     # heap of a fresh process fragments as a user's does; this one's, after other tests, need not.
-    command = [sys.executable, "-c", ENCODE, str(BUNDLE), str(smoke["autoencoder_path"]), str(tmp_path)]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    arguments = map(str, (BUNDLE, smoke["autoencoder_path"], tmp_path))
+    output = run_process("python", "-c", ENCODE, *arguments, folder=tmp_path).stdout
     assert int(output.splitlines()[-1]) < 200e6

@@ -25,7 +25,8 @@ def true_channels(batch):
     return torch.cat([40 * inside - 20, a, b.log()], dim=1)
 
 
-def test_with_unit_weights_it_is_the_evidence_lower_bound(batch):
+def test_loss_is_elbo(batch):
+    """With weights of 1 the loss is the evidence lower bound."""
     channels = torch.randn(4, 3, 24, 24, 24)
     mean, deviation = torch.randn(4, 4, 3, 3, 3), torch.rand(4, 4, 3, 3, 3) + 0.1
     loss = EvidenceLowerBoundLoss()((channels, mean, deviation), batch["image"])
@@ -34,7 +35,7 @@ def test_with_unit_weights_it_is_the_evidence_lower_bound(batch):
     assert loss.item() == pytest.approx((divergence - likelihood.mean()).item(), rel=1e-5)
 
 
-def test_the_moments_vanish_at_the_truth_and_nowhere_near_it(batch):
+def test_moments_vanish_at_truth(batch):
     loss = EvidenceLowerBoundLoss(mean_weight=1.0, second_moment_weight=1.0)
     latents = torch.zeros(4, 1, 1, 1, 1), torch.ones(4, 1, 1, 1, 1)
     loss((true_channels(batch), *latents), batch["image"])
@@ -47,7 +48,7 @@ def test_the_moments_vanish_at_the_truth_and_nowhere_near_it(batch):
     assert loss.parts["mean"] > 0.2
 
 
-def test_parts_add_up_by_their_weights(batch):
+def test_parts_add_up(batch):
     weights = {"kl_weight": 0.1, "normal_weight": 3.0, "mean_weight": 8.0, "second_moment_weight": 2.0}
     loss = EvidenceLowerBoundLoss(**weights)
     prediction = torch.randn(4, 3, 24, 24, 24), torch.randn(4, 4, 3, 3, 3), torch.rand(4, 4, 3, 3, 3)
@@ -57,11 +58,11 @@ def test_parts_add_up_by_their_weights(batch):
     assert total.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_an_empty_volume_is_no_error():
+def test_empty_volume():
     prediction = torch.zeros(1, 3, 8, 8, 8), torch.zeros(1, 1, 1, 1, 1), torch.ones(1, 1, 1, 1, 1)
     assert torch.isfinite(EvidenceLowerBoundLoss(mean_weight=1.0)(prediction, torch.zeros(1, 1, 8, 8, 8)))
 
 
-def test_a_negative_weight_is_refused_by_name():
+def test_negative_weight():
     with pytest.raises(ValueError, match="kl_weight=-1"):
         EvidenceLowerBoundLoss(kl_weight=-1)

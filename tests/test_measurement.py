@@ -28,7 +28,7 @@ def explain(*volumes):
     return explain_invalid(metric.aggregate(), LAW)
 
 
-def test_a_thousand_real_spheres_are_recovered():
+def test_real_spheres_recovered():
     dataset = SphereDataset(1000, LAW, seed=5, stream="test")
     metric, true = SphereMetric(), []
     for start in range(0, 1000, 10):
@@ -65,17 +65,19 @@ def test_a_thousand_real_spheres_are_recovered():
     ],
     ids=["empty", "noise", "infinite", "two balls", "half a ball", "cube", "shell", "too small", "cut off"],
 )
-def test_what_is_no_sphere_is_told_with_its_reason(volume, reason):
+def test_invalid_with_reason(volume, reason):
     assert explain(volume)[0].startswith(reason)
 
 
-def test_a_ball_cut_by_the_grid_is_still_fitted_at_its_place():
+def test_fit_of_cut_ball():
+    """A ball that the grid cuts off is fitted at its true place."""
     # The centroid of what is left is a voxel off; maximum likelihood knows that there is nothing to see outside.
     fit = fit_ball(ball(20, cx=17)[None])[0]
     assert fit.tolist() == pytest.approx([20, 17, 32, 32], abs=0.1)
 
 
-def test_a_rough_surface_does_not_move_the_fit():
+def test_fit_of_rough_surface():
+    """A rough surface does not move the fit."""
     clean = ball(20, 30, 33, 35)
     distance = ((X - 30) ** 2 + (Y - 33) ** 2 + (Z - 35) ** 2).sqrt()
     flipped = clean ^ (((distance - 20).abs() < 1) & (torch.rand(64, 64, 64) < 0.1))
@@ -84,7 +86,8 @@ def test_a_rough_surface_does_not_move_the_fit():
     assert 0.97 < measured["dice"].item() < 0.995
 
 
-def test_the_texture_s_statistics_tell_what_is_wrong_with_it():
+def test_texture_statistics():
+    """Each statistic of the texture tells what is wrong with it."""
     support = ball(22)
     distance = ((X - 32) ** 2 + (Y - 32) ** 2 + (Z - 32) ** 2).sqrt()
     noise = torch.randn(64, 64, 64)
@@ -112,20 +115,21 @@ def test_the_texture_s_statistics_tell_what_is_wrong_with_it():
     assert rows["spots in the background"]["background"] > 0 == rows["normal"]["background"]
 
 
-def test_small_values_count_as_background_where_a_tolerance_says_so():
+def test_background_tolerance():
     volume = fill(ball(20)) + 0.001 * torch.randn(1, 64, 64, 64)
     assert measure_spheres(volume[None])["voxels"].item() == 64**3
     measured = measure_spheres(volume[None], tolerance=0.01)
     assert measured["r"].item() == pytest.approx(20, abs=0.2)
 
 
-def test_an_empty_volume_has_no_parameters():
+def test_empty_volume():
     measured = measure_spheres(torch.zeros(2, 1, 16, 16, 16))
     assert measured["dice"].tolist() == measured["voxels"].tolist() == [0, 0]
     assert measured["a"].isnan().all() and measured["r"].isnan().all()
 
 
-def test_the_metric_gathers_batches_in_order():
+def test_metric_over_batches():
+    """The metric gathers batches in order."""
     dataset = SphereDataset(7, LAW, seed=1)
     volumes = torch.stack([dataset[i]["image"] for i in range(7)])
     whole = measure_spheres(volumes)
@@ -141,6 +145,6 @@ def test_the_metric_gathers_batches_in_order():
     assert len(metric.aggregate()["r"]) == 1
 
 
-def test_a_wrong_shape_is_refused():
+def test_wrong_shape():
     with pytest.raises(ValueError, match=r"\(B, 1, D, H, W\), got \(2, 3, 8, 8, 8\)"):
         SphereMetric()(torch.zeros(2, 3, 8, 8, 8))

@@ -15,7 +15,7 @@ from scripts.evaluation.metrics import SeparableSSIMMetric
         ((3, 1, 32, 24), {"spatial_dims": 2}),
     ],
 )
-def test_separable_ssim_is_monais_ssim(shape, settings):
+def test_ssim_is_monais(shape, settings):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator)
     y = x + 0.3 * torch.randn(shape, generator=generator)
@@ -28,12 +28,12 @@ def test_separable_ssim_is_monais_ssim(shape, settings):
     torch.testing.assert_close(scores[1], scores[0], rtol=0, atol=1e-5)
 
 
-def test_separable_ssim_refuses_other_dimensions():
+def test_ssim_other_dimensions():
     image = torch.zeros(1, 1, 8, 8)
     with pytest.raises(ValueError, match=r"must have 5 dimensions, got the shape \(1, 1, 8, 8\)"):
         SeparableSSIMMetric(spatial_dims=3)(image, image)
 
 
-def test_separable_ssim_refuses_other_windows():
+def test_ssim_other_windows():
     with pytest.raises(ValueError, match="kernel_type='uniform': must be 'gaussian'"):
         SeparableSSIMMetric(spatial_dims=3, kernel_type="uniform")

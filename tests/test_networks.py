@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from conftest import CONFIGS
-from monai.bundle import ConfigParser
+from conftest import parse_config
 from monai.inferers import DiffusionInferer
 from monai.networks.nets import AutoencoderKL, DiffusionModelUNet
 from monai.networks.schedulers import DDPMScheduler, RFlowScheduler
@@ -13,21 +12,14 @@ from scripts.model.diffusion import AutocastInferer, VelocityPrepareBatch
 from scripts.model.generator import FixedBatchInferer, VolumeGenerator
 
 
-def read_config(*names: str, **overrides) -> ConfigParser:
-    parser = ConfigParser()
-    parser.read_config([CONFIGS / f"{name}.json" for name in names])
-    parser.update({"precision": "float32", **overrides})
-    return parser
-
-
 @pytest.fixture(scope="module")
 def autoencoder() -> VolumeAutoencoder:
-    return read_config("train_autoencoder").get_parsed_content("network")
+    return parse_config("train_autoencoder").get_parsed_content("network")
 
 
 @pytest.fixture(scope="module")
 def unet() -> DiffusionModelUNet:
-    network = read_config("inference").get_parsed_content("diffusion_def")
+    network = parse_config("inference").get_parsed_content("diffusion_def")
     # MONAI starts the last layer of each block at zero, so that a new network returns 0 and knows no time
     torch.manual_seed(0)
     for parameter in network.parameters():
@@ -36,7 +28,8 @@ def unet() -> DiffusionModelUNet:
     return network
 
 
-def test_the_autoencoder_returns_a_distribution_over_each_voxel_and_latents(autoencoder):
+def test_autoencoder_outputs(autoencoder):
+    """A distribution over each voxel, and that of the latents."""
     assert isinstance(autoencoder.network, AutoencoderKL)
     channels, mean, deviation = autoencoder(torch.randn(2, 1, 64, 64, 64))
     assert channels.shape == (2, 3, 64, 64, 64)
@@ -44,7 +37,7 @@ def test_the_autoencoder_returns_a_distribution_over_each_voxel_and_latents(auto
     assert (deviation > 0).all()
 
 
-def test_every_parameter_of_the_autoencoder_gets_a_gradient(autoencoder):
+def test_autoencoder_gradients(autoencoder):
     autoencoder.zero_grad()
     channels, mean, deviation = autoencoder(torch.randn(1, 1, 64, 64, 64))
     (channels.square().mean() + mean.square().mean() + deviation.square().mean()).backward()
@@ -54,7 +47,8 @@ def test_every_parameter_of_the_autoencoder_gets_a_gradient(autoencoder):
     assert all(torch.isfinite(parameter.grad).all() for parameter in autoencoder.parameters())
 
 
-def test_the_encoder_sees_value_centred_absolute_value_and_support(autoencoder):
+def test_encoder_channels(autoencoder):
+    """The encoder sees value, centred absolute value and support."""
     seen = []
     handle = autoencoder.network.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     x = torch.zeros(1, 1, 64, 64, 64)
@@ -70,19 +64,20 @@ def test_the_encoder_sees_value_centred_absolute_value_and_support(autoencoder):
     assert abs(absolute[support == 1].mean()) < 0.01
 
 
-def test_a_new_posterior_starts_quiet(autoencoder):
+def test_new_posterior_is_quiet(autoencoder):
+    """The posterior of a new autoencoder has a small deviation."""
     with torch.no_grad():
         _, deviation = autoencoder.encode(torch.randn(1, 1, 64, 64, 64))
     assert deviation.median() < 0.2
 
 
-def test_a_reconstruction_is_the_same_each_time(autoencoder):
+def test_reconstruction_repeatable(autoencoder):
     x = torch.randn(1, 1, 64, 64, 64)
     with torch.no_grad():
         assert torch.equal(autoencoder.reconstruct(x), autoencoder.reconstruct(x))
 
 
-def test_bf16_is_close_to_float32(autoencoder):
+def test_bf16_close_to_float32(autoencoder):
     x = torch.randn(1, 1, 64, 64, 64)
     with torch.no_grad():
         exact = autoencoder.reconstruct(x)
@@ -91,7 +86,7 @@ def test_bf16_is_close_to_float32(autoencoder):
     assert (exact - short).abs().mean() < 0.05 * exact.abs().mean()
 
 
-def test_the_unet_predicts_something_of_the_latents_shape_with_gradients_everywhere(unet):
+def test_unet_shape_and_gradients(unet):
     z, t = torch.randn(2, 4, 4, 4, 4), torch.tensor([3, 700])
     prediction = unet(z, t)
     assert prediction.shape == z.shape
@@ -100,14 +95,15 @@ def test_the_unet_predicts_something_of_the_latents_shape_with_gradients_everywh
     assert silent == []
 
 
-def test_the_timestep_embedding_changes_the_output(unet):
+def test_unet_knows_timestep(unet):
     z = torch.randn(1, 4, 4, 4, 4)
     with torch.no_grad():
         early, late = unet(z, torch.tensor([0])), unet(z, torch.tensor([900]))
     assert (early - late).abs().mean() > 0.01 * early.abs().mean()
 
 
-def test_the_inferer_noises_scaled_latents_without_an_autoencoder(unet):
+def test_inferer_noises_latents(unet):
+    """The inferer noises latents that are scaled already, without an autoencoder."""
     scheduler = DDPMScheduler(
         num_train_timesteps=1000, schedule="scaled_linear_beta", beta_start=0.0015, beta_end=0.0195
     )
@@ -129,7 +125,8 @@ SCHEDULERS = {
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_validation_noise_and_timesteps_are_fixed_and_spread(name):
+def test_validation_noise_fixed(name):
+    """Noise is the same in each validation, and timesteps are spread over all."""
     prepare = VelocityPrepareBatch(scheduler=SCHEDULERS[name], num_train_timesteps=1000, fixed=True)
     batch = {"image": torch.randn(8, 4, 4, 4, 4)}
     first, second = prepare(batch), prepare(batch)
@@ -138,7 +135,7 @@ def test_validation_noise_and_timesteps_are_fixed_and_spread(name):
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_training_noise_and_timesteps_are_drawn_afresh(name):
+def test_training_noise_fresh(name):
     prepare = VelocityPrepareBatch(scheduler=SCHEDULERS[name], num_train_timesteps=1000)
     batch = {"image": torch.randn(500, 4, 1, 1, 1)}
     first, second = prepare(batch), prepare(batch)
@@ -148,7 +145,8 @@ def test_training_noise_and_timesteps_are_drawn_afresh(name):
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_the_velocity_leads_from_the_noisy_latents_back_to_the_clean_ones(name):
+def test_velocity_leads_to_clean(name):
+    """The target velocity leads from noisy latents back to clean ones."""
     scheduler = SCHEDULERS[name]
     images, velocity, _, more = VelocityPrepareBatch(scheduler=scheduler, num_train_timesteps=1000)(
         {"image": torch.randn(16, 4, 4, 4, 4)}
@@ -167,9 +165,10 @@ def test_the_velocity_leads_from_the_noisy_latents_back_to_the_clean_ones(name):
 @pytest.mark.parametrize(
     ("overlays", "first"), [((), 1000), (("diffusion",), 999)], ids=["rectified flow", "diffusion"]
 )
-def test_each_sampling_step_ends_where_the_next_begins(overlays, first, steps):
+def test_sampler_timesteps_join(overlays, first, steps):
+    """Each sampling step ends where the next begins."""
     # MONAI's DDIM goes from t to t - 1000 // steps; the overlay's offset makes its timesteps that far apart.
-    scheduler = read_config("inference", *overlays, num_inference_steps=steps).get_parsed_content("sampler")
+    scheduler = parse_config("inference", *overlays, num_inference_steps=steps).get_parsed_content("sampler")
     scheduler.set_timesteps(steps)
     stride = 1000 // steps
     assert scheduler.timesteps.tolist() == list(range(first, first - 1000, -stride))
@@ -177,9 +176,10 @@ def test_each_sampling_step_ends_where_the_next_begins(overlays, first, steps):
 
 @pytest.mark.parametrize("steps", [1, 10])
 @pytest.mark.parametrize("overlays", [(), ("diffusion",)], ids=["rectified flow", "diffusion"])
-def test_the_true_velocity_leads_a_sampler_to_the_data(overlays, steps):
+def test_sampler_finds_data(overlays, steps):
+    """With the true velocity a sampler ends at the data."""
     # of a distribution with a single point, whose velocity is known in closed form
-    scheduler = read_config("inference", *overlays, num_inference_steps=steps).get_parsed_content("sampler")
+    scheduler = parse_config("inference", *overlays, num_inference_steps=steps).get_parsed_content("sampler")
     scheduler.set_timesteps(steps)
     point = torch.randn(2, 4, 4, 4, 4)
 
@@ -196,26 +196,28 @@ def test_the_true_velocity_leads_a_sampler_to_the_data(overlays, steps):
 
 @pytest.fixture(scope="module")
 def generator(unet) -> VolumeGenerator:
-    network = read_config("inference", num_inference_steps=3, diffusion_def=unet).get_parsed_content("network_def")
+    network = parse_config("inference", num_inference_steps=3, diffusion_def=unet).get_parsed_content("network_def")
     # an untrained decoder calls every voxel about as likely foreground as not; make most of them foreground
     network.autoencoder.network.decoder.blocks[-1].conv.bias.data[0] = 0.5
     return network
 
 
-def test_the_generator_turns_noise_into_volumes(generator):
+def test_generator_outputs(generator):
     volumes = generator(torch.randn(2, 4, 4, 4, 4))
     assert volumes.shape == (2, 1, 64, 64, 64)
     assert volumes.dtype == torch.float32
     assert 0 < (volumes == 0).float().mean() < 1
 
 
-def test_the_texture_is_a_fresh_draw_unless_given(generator):
+def test_generator_texture(generator):
+    """The texture is a fresh draw unless it is given."""
     noise, texture = torch.randn(1, 4, 4, 4, 4), torch.randn(1, 1, 64, 64, 64)
     assert not torch.equal(generator(noise), generator(noise))
     assert torch.equal(generator(noise, texture), generator(noise, texture))
 
 
-def test_sampling_divides_by_the_stored_scale_factor(generator):
+def test_generator_scale_factor(generator):
+    """Sampling divides the latents by the scale factor of the weights."""
     noise, texture = torch.randn(1, 4, 4, 4, 4), torch.randn(1, 1, 64, 64, 64)
     seen = []
     handle = generator.autoencoder.network.post_quant_conv.register_forward_pre_hook(lambda _, z: seen.append(z[0]))
@@ -228,7 +230,8 @@ def test_sampling_divides_by_the_stored_scale_factor(generator):
     assert torch.allclose(seen[0], 4 * seen[1], rtol=1e-5)
 
 
-def test_a_fixed_batch_is_what_the_network_always_gets():
+def test_fixed_batch():
+    """The network always gets batches of the same size."""
     sizes = []
 
     def network(x, y):

@@ -1,7 +1,6 @@
 """The Colab notebook: executed from top to bottom at toy sizes, on the CPU."""
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import BUNDLE, CONFIGS
+from conftest import BUNDLE, ROOT, read_config
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
@@ -64,14 +63,14 @@ def outputs(notebook: nbformat.NotebookNode, kind: str) -> list[str]:
     return [output.data[kind] for output in found if kind in output.get("data", {})]
 
 
-def test_it_stores_no_outputs():
+def test_notebook_without_outputs():
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)
     for cell in notebook.cells:
         assert cell.cell_type == "markdown" or (cell.outputs == [] and cell.execution_count is None), cell.id
 
 
-def test_its_sizes_are_keys_of_the_configs():
+def test_notebook_sizes_are_keys():
     settings = next(cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.id == "settings")
     values = {}
     exec(settings, values)
@@ -85,11 +84,10 @@ def test_its_sizes_are_keys_of_the_configs():
     for size in values["sizes"].values():
         assert size.keys() == configs.keys()
         for name, keys in size.items():
-            config = json.loads((CONFIGS / f"{configs[name]}.json").read_text())
-            assert {key.partition("#")[0] for key in keys} <= config.keys()
+            assert {key.partition("#")[0] for key in keys} <= read_config(configs[name]).keys()
 
 
-def test_it_runs_from_top_to_bottom(tmp_path):
+def test_notebook_runs(tmp_path):
     out = tmp_path / "out"
     notebook = execute(NOTEBOOK.parent, SMOKE.format(output_dir=str(out)))
 
@@ -119,7 +117,8 @@ def test_it_runs_from_top_to_bottom(tmp_path):
         assert (out / name).exists(), name
 
 
-def test_a_command_that_fails_stops_it(tmp_path):
+def test_notebook_failing_command(tmp_path):
+    """A command that fails stops the notebook."""
     settings = SMOKE.format(output_dir=str(tmp_path)) + 'size = {"preview": {"preview_size": -1}}'
     with pytest.raises(CellExecutionError, match="failed, for the reason printed above") as caught:
         execute(NOTEBOOK.parent, settings, without="self-check")  # which takes seconds, and sets `size`
@@ -130,12 +129,13 @@ def test_a_command_that_fails_stops_it(tmp_path):
     assert not any(cell.get("execution_count") for cell in following)
 
 
-def test_outside_of_a_clone_it_asks_for_the_address(tmp_path):
+def test_notebook_without_clone(tmp_path):
+    """Outside of a clone it asks for the repository's address."""
     with pytest.raises(CellExecutionError, match="set its address in the settings"):
         execute(tmp_path, "", last="install")
 
 
-@pytest.mark.skipif(not (BUNDLE.parent / ".git").exists() or not shutil.which("git"), reason="not a git clone")
-def test_outside_of_a_clone_it_makes_one(tmp_path):
-    execute(tmp_path, f"repository = {str(BUNDLE.parent)!r}", last="install")
+@pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="not a git clone")
+def test_notebook_makes_clone(tmp_path):
+    execute(tmp_path, f"repository = {str(ROOT)!r}", last="install")
     assert (tmp_path / "spheres" / "bundle" / "models" / "model.pt").exists()

@@ -5,14 +5,12 @@ import gzip
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
-from conftest import BUNDLE, CONFIGS
+from conftest import BUNDLE, read_config, read_json, run_process
 
 from scripts.checks import SettingError
 from scripts.evaluation.table import LABELS
@@ -41,7 +39,7 @@ def scan(tmp_path):
 
 
 @pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
-def test_a_training_ends_with_its_curves_and_slices(stage, smoke):
+def test_page_of_training(stage, smoke):
     page = read(smoke[stage])
     assert headings(page) == ["Curves", "Slices while it trained", "Settings", "Environment"]
     groups = re.findall(r'<img class="curve" src="data:image/svg\+xml;base64,([^"]+)" alt="curves of (\w+)"', page)
@@ -57,7 +55,8 @@ def test_a_training_ends_with_its_curves_and_slices(stage, smoke):
     assert "train_batch_size" in page and "PyTorch" in page
 
 
-def test_generation_and_evaluation_end_with_volumes_table_and_fidelity(generated):
+def test_page_of_generation(generated):
+    """Volumes, their table and, after an evaluation, their fidelity."""
     page = read(generated)
     assert headings(page) == [
         "Volumes",
@@ -76,7 +75,7 @@ def test_generation_and_evaluation_end_with_volumes_table_and_fidelity(generated
         np.testing.assert_allclose(unpack(volume), expected, atol=0.51 * grey_level)
     assert page.count('<img class="picture"') == 3
 
-    fidelity = json.loads((generated / "fidelity.json").read_text())
+    fidelity = read_json(generated / "fidelity.json")
     for name, line in fidelity["volumes"].items():
         verdict = {True: ">ok<", False: ">FAILS<"}.get(line.get("ok"), "")
         label = LABELS[name].replace("'", "&#39;")
@@ -86,12 +85,13 @@ def test_generation_and_evaluation_end_with_volumes_table_and_fidelity(generated
 
 
 @pytest.mark.parametrize("config", ["train_autoencoder", "train_diffusion", "inference", "evaluate"])
-def test_the_report_is_the_last_step_so_that_its_failure_loses_no_work(config):
-    steps = json.loads((CONFIGS / f"{config}.json").read_text())["run"]
+def test_report_is_last_step(config):
+    """The report comes last, so that its failure loses no work."""
+    steps = read_config(config)["run"]
     assert steps[-1]["_target_"] == "scripts.report.page.write_report"
 
 
-def test_the_page_loads_nothing(smoke, generated):
+def test_page_loads_nothing(smoke, generated):
     for folder in (smoke["autoencoder"], smoke["diffusion"], generated):
         page = read(folder)
         links = re.findall(r'(?:src|href|action|data)="([^"]*)"', page)
@@ -99,7 +99,7 @@ def test_the_page_loads_nothing(smoke, generated):
         assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\(", page)
 
 
-def test_a_folder_of_somebody_s_own_volumes(scan, tmp_path):
+def test_page_of_own_volumes(scan, tmp_path):
     page = render_report(tmp_path).read_text()
     assert headings(page) == ["Volumes"]
     volume = pack_volume(tmp_path / "scan.nii.gz")
@@ -108,14 +108,16 @@ def test_a_folder_of_somebody_s_own_volumes(scan, tmp_path):
     np.testing.assert_allclose(unpack(volume), scan[::-1].clip(volume["low"], volume["high"]), atol=0.5)
 
 
-def test_a_table_without_spheres_and_a_name_with_markup(scan, tmp_path):
+def test_page_with_markup(scan, tmp_path):
+    """A table of something else than spheres, with markup in a cell."""
     (tmp_path / "samples.csv").write_text("file,note\nscan.nii.gz,<b>5 & 6</b>\n")
     page = render_report(tmp_path).read_text()
     assert headings(page) == ["Volumes", "Measured in each volume"]
     assert "&lt;b&gt;5 &amp; 6&lt;/b&gt;" in page and "<b>5" not in page
 
 
-def test_large_volumes_are_thinned_out_and_only_the_first_are_shown(tmp_path):
+def test_page_of_large_volumes(tmp_path):
+    """Large volumes are thinned out, and only the first eight are shown."""
     values = np.zeros((200, 10, 10), np.float32)
     for i in range(9):
         nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / f"volume_{i}.nii.gz")
@@ -125,7 +127,8 @@ def test_large_volumes_are_thinned_out_and_only_the_first_are_shown(tmp_path):
     assert render_report(tmp_path).read_text().count('"spacing"') == 8
 
 
-def test_a_damaged_volume_costs_its_place_alone(scan, tmp_path, caplog):
+def test_page_with_damaged_volume(scan, tmp_path, caplog):
+    """A damaged volume is left out and the others are shown."""
     whole = (tmp_path / "scan.nii.gz").read_bytes()
     (tmp_path / "damaged.nii.gz").write_bytes(whole[: len(whole) // 2])
     page = render_report(tmp_path).read_text()
@@ -133,18 +136,19 @@ def test_a_damaged_volume_costs_its_place_alone(scan, tmp_path, caplog):
     assert "damaged.nii.gz is not in the report" in caplog.text
 
 
-def test_from_the_command_line_it_is_the_same_page(generated, tmp_path):
+def test_report_command(generated, tmp_path):
+    """The command line writes the same page, and names a folder it can't use."""
     folder = tmp_path / "copy"
     shutil.copytree(generated, folder)
     (folder / "report.html").unlink()
-    command = [sys.executable, "-m", "scripts.report"]
-    subprocess.run([*command, str(folder)], cwd=BUNDLE, check=True, capture_output=True)
+    command = ("python", "-m", "scripts.report")
+    run_process(*command, str(folder), folder=BUNDLE)
     assert read(folder) == read(generated)
 
     (tmp_path / "empty").mkdir()
     for name, words in (("empty", "holds nothing"), ("none", "no such folder")):
         with pytest.raises(SettingError, match=words):
             render_report(tmp_path / name)
-    result = subprocess.run([*command, "none"], cwd=BUNDLE, check=False, capture_output=True, text=True)
+    result = run_process(*command, "none", folder=BUNDLE, check=False)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("error: output_dir='none': no such folder")

@@ -8,9 +8,8 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from conftest import make_workflow, run_workflow
+from conftest import find_mistake, make_workflow, read_json, run_workflow
 
-from scripts.checks import SettingError
 from scripts.data.files import list_volumes, split_volumes
 
 NIBABEL = Path(nibabel.__file__).parent / "tests" / "data"
@@ -37,7 +36,8 @@ def preprocess(file: Path, **overrides) -> torch.Tensor:
     return parser.get_parsed_content("preprocessing")({"image": str(file)})["image"]
 
 
-def test_a_folder_a_pattern_and_a_datalist_name_the_same_volumes(scans, tmp_path):
+def test_list_volumes(scans, tmp_path):
+    """A folder, a pattern and a datalist name the same volumes."""
     files = sorted(str(path) for path in scans.iterdir())
     assert list_volumes(scans) == list_volumes(f"{scans}/*.nii.gz") == {"training": files}
     assert list_volumes(f"{scans}/**/scan_0?.nii.gz")["training"] == files[:10]
@@ -54,7 +54,8 @@ def test_a_folder_a_pattern_and_a_datalist_name_the_same_volumes(scans, tmp_path
     assert sorted(item["image"] for part in ("training", "validation") for item in split[part]) == files[:8]
 
 
-def test_the_split_is_disjoint_complete_and_the_seed_s(scans):
+def test_split_volumes(scans):
+    """The split is disjoint and complete, and depends on the seed."""
     split = split_volumes(scans, seed=1)
     assert {name: len(items) for name, items in split.items()} == {"training": 10, "validation": 1, "test": 1}
     assert sorted(item["image"] for items in split.values() for item in items) == list_volumes(scans)["training"]
@@ -62,7 +63,7 @@ def test_the_split_is_disjoint_complete_and_the_seed_s(scans):
     assert any(split["test"] != split_volumes(scans, seed=seed)["test"] for seed in range(2, 6))
 
 
-def test_trainings_and_evaluation_split_alike(scans, tmp_path):
+def test_configs_split_alike(scans, tmp_path):
     sets = []
     for name, overlays in (("train_autoencoder", ()), ("train_diffusion", ()), ("evaluate", ("evaluate_scans",))):
         workflow = make_workflow(name, *overlays, "smoke", dataset_dir=str(scans), output_dir=str(tmp_path), seed=7)
@@ -70,7 +71,8 @@ def test_trainings_and_evaluation_split_alike(scans, tmp_path):
     assert sets[0] == sets[1] == sets[2] == split_volumes(scans, seed=0)
 
 
-def test_volumes_come_out_in_one_form(scans):
+def test_preprocess_scan(scans):
+    """A scan comes out in RAS, at the spacing and size, standardised."""
     file = scans / "scan_01.nii.gz"
     volume = preprocess(file, image_size=32, spacing=[2.0, 2.0, 2.0])
     raw = nibabel.load(file).get_fdata()
@@ -89,7 +91,8 @@ def test_volumes_come_out_in_one_form(scans):
     assert preprocess(scans / "scan_00.nii.gz", image_size=32, spacing=[2.0, 2.0, 2.0]).isfinite().all()
 
 
-def test_volumes_of_this_bundle_come_back_bit_for_bit(folder):
+def test_preprocess_sphere(folder):
+    """Volumes of this bundle come back bit for bit."""
     file = folder / "volume_0.nii.gz"
     volume = preprocess(file, normalize=False)
     assert torch.equal(volume[0], torch.from_numpy(nibabel.load(file).get_fdata(dtype=np.float32)))
@@ -99,7 +102,7 @@ def test_volumes_of_this_bundle_come_back_bit_for_bit(folder):
     ("name", "channel"),
     [("anatomical.nii", 0), ("example4d.nii.gz", 1), ("functional.nii", 19), ("example_nifti2.nii.gz", 0)],
 )
-def test_real_nifti_files_load(name, channel, tmp_path):
+def test_preprocess_real_nifti(name, channel, tmp_path):
     for copy in "abc":  # one for each set
         (tmp_path / f"{copy}_{name}").write_bytes((NIBABEL / name).read_bytes())
     volume = preprocess(tmp_path / f"a_{name}", channel=channel, spacing=[3.0, 3.0, 3.0])
@@ -108,7 +111,7 @@ def test_real_nifti_files_load(name, channel, tmp_path):
     assert float(volume[volume != 0].std()) == pytest.approx(1, abs=1e-2)
 
 
-def test_every_config_runs_on_scans(scans, tmp_path):
+def test_configs_on_scans(scans, tmp_path):
     options = {"dataset_dir": str(scans), "image_size": 48, "spacing": [2.0, 2.0, 2.0], "train_batch_size": 4}
     run_workflow("data", "smoke", run_id="preview", output_dir=str(tmp_path / "data"), **options)
     assert (tmp_path / "data" / "preview.png").exists()
@@ -126,7 +129,7 @@ def test_every_config_runs_on_scans(scans, tmp_path):
     with (tmp_path / "samples.csv").open() as file:
         assert [set(row) for row in csv.DictReader(file)] == [{"file", "voxels", "mean", "std"}] * 4
     run_workflow("evaluate", "evaluate_scans", "smoke", output_dir=str(tmp_path), **options, **paths)
-    found = json.loads((tmp_path / "fidelity.json").read_text())
+    found = read_json(tmp_path / "fidelity.json")
     assert set(found["volumes"]) == set(found["real"]) == {"mmd", "ms_ssim"}  # two volumes: too few to learn from
     assert found["settings"]["test_size"] == 1 and 0 < found["reconstruction"]["ssim"] < 1
     assert all((tmp_path / name).exists() for name in ("fidelity.png", "reconstructions.png"))
@@ -135,17 +138,9 @@ def test_every_config_runs_on_scans(scans, tmp_path):
     assert "perfect denoiser" not in page
 
 
-def find_mistake(call) -> str:
-    with pytest.raises((RuntimeError, SettingError)) as failure:
-        call()
-    error = failure.value
-    while error is not None and not isinstance(error, SettingError):
-        error = error.__cause__
-    assert error is not None, failure.value
-    return str(error)
+def test_mistakes_are_named(scans, tmp_path):
+    """Every mistake about scans is named before any work starts."""
 
-
-def test_mistakes_are_named_before_work_starts(scans, tmp_path):
     def start(name="train_autoencoder", *overlays, **overrides):
         return find_mistake(
             lambda: make_workflow(name, *overlays, "smoke", output_dir=str(tmp_path / "out"), **overrides)

@@ -1,7 +1,5 @@
 """A user's mistake gets one clear error that names key, value and what is allowed, before any work starts."""
 
-import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,7 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from conftest import BUNDLE, CONFIGS, make_workflow
+from conftest import BUNDLE, find_mistake, make_workflow, read_config, run_process
 
 from scripts.checks import RULES, SettingError, check_settings
 from scripts.data.files import FolderDataset
@@ -18,16 +16,11 @@ ALL = ("train_autoencoder", "train_diffusion", "inference", "evaluate", "data")
 
 
 def mistake(config, tmp_path, **overrides) -> str:
-    """The message of the ``SettingError`` that a workflow's start raises."""
+    """The message of the ``SettingError`` that a workflow's start raises, before it has made its folder."""
     output = tmp_path / "out"
-    with pytest.raises(RuntimeError) as failure:
-        make_workflow(config, "smoke", **{"output_dir": str(output), **overrides})
-    error = failure.value
-    while error is not None and not isinstance(error, SettingError):
-        error = error.__cause__
-    assert error is not None, failure.value
+    message = find_mistake(lambda: make_workflow(config, "smoke", **{"output_dir": str(output), **overrides}))
     assert not output.exists(), "work had started"
-    return str(error)
+    return message
 
 
 @pytest.mark.parametrize(
@@ -79,19 +72,20 @@ def mistake(config, tmp_path, **overrides) -> str:
         ("inference", "output_dir", "/proc/none", "made and written to"),
     ],
 )
-def test_a_value_out_of_its_range_is_named(config, key, value, allowed, tmp_path):
+def test_value_out_of_range(config, key, value, allowed, tmp_path):
     message = mistake(config, tmp_path, **{key: value})
     assert message.startswith(f"{key}={value!r}"[:-1] if isinstance(value, str) else f"{key}={value}")
     assert allowed in message
 
 
-def test_a_file_where_a_folder_belongs_is_named(tmp_path):
+def test_file_instead_of_folder(tmp_path):
     (tmp_path / "file").touch()
     message = mistake("train_autoencoder", tmp_path, ckpt_dir=str(tmp_path / "file" / "checkpoints"))
     assert message.startswith("ckpt_dir=")
 
 
-def test_a_folder_without_such_volumes_is_named(smoke, tmp_path):
+def test_folder_without_volumes(smoke, tmp_path):
+    """A folder that is missing, empty, or of other or damaged volumes is named."""
     folder = tmp_path / "volumes"
     assert mistake("evaluate", tmp_path, dataset_dir=str(folder)).startswith(f"dataset_dir={str(folder)!r}: no such")
     folder.mkdir()
@@ -103,22 +97,20 @@ def test_a_folder_without_such_volumes_is_named(smoke, tmp_path):
     nibabel.save(nibabel.Nifti1Image(np.random.default_rng(0).normal(size=(64, 64, 64)), np.eye(4)), whole)
     (folder / "short.nii.gz").write_bytes(whole.read_bytes()[:100_000])
     whole.unlink()
-    with pytest.raises(RuntimeError) as failure:  # MONAI's, around what a transform raises
-        FolderDataset(folder, 64)[0]
-    assert isinstance(failure.value.__cause__, SettingError)
-    assert "short.nii.gz can't be read as NIfTI" in str(failure.value.__cause__)
+    assert "short.nii.gz can't be read as NIfTI" in find_mistake(lambda: FolderDataset(folder, 64)[0])
     (folder / "a.nii.gz").write_bytes(b"nothing")
     assert "a.nii.gz can't be read as NIfTI" in mistake("evaluate", tmp_path, dataset_dir=str(folder))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has float16")
-def test_a_precision_that_the_device_lacks_is_named(tmp_path):
+def test_precision_of_device(tmp_path):
+    """A precision that the device lacks is named."""
     message = mistake("train_autoencoder", tmp_path, precision="float16")
     assert message.startswith("precision='float16'") and "float32" in message
 
 
 @pytest.mark.parametrize("config", ["train_autoencoder", "data"])
-def test_a_law_that_can_not_be_met_is_named(config, tmp_path):
+def test_law_out_of_range(config, tmp_path):
     message = mistake(config, tmp_path, **{"law#r_max": 40})
     assert message.startswith("r_max=40") and "32.0" in message
 
@@ -127,7 +119,8 @@ def test_a_law_that_can_not_be_met_is_named(config, tmp_path):
     ("config", "key"),
     [("train_diffusion", "autoencoder_path"), ("inference", "model_path"), ("evaluate", "model_path")],
 )
-def test_missing_and_damaged_weights_are_named(config, key, smoke, tmp_path):
+def test_unusable_weights(config, key, smoke, tmp_path):
+    """Weights that are missing, damaged or of another network are named."""
     others = {"autoencoder_path": str(smoke["autoencoder_path"])} if config == "evaluate" else {}
     assert mistake(config, tmp_path, **others, **{key: "none.pt"}).startswith(f"{key}='none.pt': no such file")
     damaged = tmp_path / "damaged.pt"
@@ -139,14 +132,16 @@ def test_missing_and_damaged_weights_are_named(config, key, smoke, tmp_path):
     assert "does not fit" in message and "lacks" in message
 
 
-def test_the_first_mistake_is_found_before_a_slow_check_can_start():
+def test_first_mistake_first():
+    """The first mistake is told before a later, slower check starts."""
     with pytest.raises(SettingError, match="epochs"):
         check_settings(epochs=0, output_dir="/proc/none")
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_every_key_of_the_contract_stands_at_the_top_and_is_checked(name):
-    config = json.loads((CONFIGS / f"{name}.json").read_text())
+def test_keys_at_the_top(name):
+    """Every key of the contract stands at the top of its config and is checked."""
+    config = read_config(name)
     keys = {"bundle_root", "device", "precision", "seed", "num_workers", "output_dir", "dataset_dir"}
     if name.startswith("train"):
         keys |= {"epochs", "train_size", "val_size", "train_batch_size", "val_interval", "lr", "ckpt_dir", "resume"}
@@ -164,21 +159,17 @@ def test_every_key_of_the_contract_stands_at_the_top_and_is_checked(name):
     assert {"_target_": "scripts.checks.check_config"} in steps[:2]
 
 
-def test_a_program_s_own_hook_for_exceptions_stays(tmp_path):
+def test_excepthook_stays(tmp_path):
     before = sys.excepthook
     make_workflow("data", "smoke", output_dir=str(tmp_path))
     assert sys.excepthook is before
 
 
-def test_on_the_command_line_it_is_one_line_without_a_traceback(tmp_path):
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/train_autoencoder.json"]
-    result = subprocess.run(
-        [*command, "--epochs", "0", "--output_dir", str(tmp_path / "out")],
-        cwd=BUNDLE,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_error_on_command_line(tmp_path):
+    """On the command line a mistake is one line, without a traceback."""
+    command = ["python", "-m", "monai.bundle", "run", "--config_file", "configs/train_autoencoder.json"]
+    options = ["--epochs", "0", "--output_dir", str(tmp_path / "out")]
+    result = run_process(*command, *options, folder=BUNDLE, check=False)
     assert result.returncode == 1
     assert "error: epochs=0: must be a positive integer." in result.stderr.splitlines()
     assert "Traceback" not in result.stderr

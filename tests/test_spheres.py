@@ -36,7 +36,7 @@ def table():
     return {name: np.stack(values) for name, values in columns.items()}
 
 
-def test_an_item_is_an_image_and_its_true_parameters(items):
+def test_item_keys_and_shapes(items):
     item = items[0]
     assert item["image"].shape == (1, SIZE, SIZE, SIZE)
     assert item["image"].dtype == torch.float32
@@ -44,7 +44,7 @@ def test_an_item_is_an_image_and_its_true_parameters(items):
     assert {"image", "r", "c", "a", "b"} == set(item)
 
 
-def test_every_bound_is_strict(table):
+def test_bounds_are_strict(table):
     r, c, a, b = (table[name] for name in ("r", "c", "a", "b"))
     assert r.min() > 16 and r.max() < 32
     assert (c > r[:, None]).all() and (c < SIZE - r[:, None]).all()
@@ -62,7 +62,8 @@ def test_parameters_are_uniform(table, name):
     assert stats.kstest(values, stats.uniform(low, high - low).cdf).pvalue > LEVEL
 
 
-def test_the_ball_is_the_voxels_whose_centre_is_at_most_r_away(items):
+def test_ball_support(items):
+    """The ball is the voxels whose centre is at most r away."""
     # the textbook way, over the whole grid
     position = np.arange(SIZE) + 0.5
     x, y, z = np.meshgrid(position, position, position, indexing="ij")
@@ -75,7 +76,8 @@ def test_the_ball_is_the_voxels_whose_centre_is_at_most_r_away(items):
         assert (volume[inside] != 0).all()
 
 
-def test_values_inside_are_normal_with_the_true_mean_and_deviation(table):
+def test_values_are_normal(table):
+    """Values inside are normal with the true mean and deviation."""
     a, b, n = table["a"], table["b"], table["count"]
     # five standard errors: one of 4,000 fails by chance with probability 0.002
     assert (np.abs(table["mean"] - a) < 5 * b / np.sqrt(n)).all()
@@ -84,7 +86,8 @@ def test_values_inside_are_normal_with_the_true_mean_and_deviation(table):
     assert stats.kstest(standardised.ravel(), "norm").pvalue > LEVEL
 
 
-def test_voxels_are_independent_of_their_neighbours(items):
+def test_voxels_are_independent(items):
+    """Voxels are independent of their neighbours along each axis."""
     correlations = []
     for item in items[:100]:
         volume = item["image"][0]
@@ -98,14 +101,16 @@ def test_voxels_are_independent_of_their_neighbours(items):
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_workers_do_not_change_the_volumes(workers):
+def test_volumes_with_workers(workers):
+    """Worker processes do not change the volumes."""
     dataset = SphereDataset(12, SphereLaw(), seed=3)
     alone = torch.cat([batch["image"] for batch in DataLoader(dataset, batch_size=4)])
     shared = torch.cat([batch["image"] for batch in DataLoader(dataset, batch_size=4, num_workers=workers)])
     assert torch.equal(alone, shared)
 
 
-def test_order_length_and_global_seed_do_not_change_the_volumes():
+def test_volumes_by_seed_and_index():
+    """Order, length and global seed do not change a volume."""
     expected = SphereDataset(10, SphereLaw(), seed=3)[7]["image"]
     torch.manual_seed(99)
     np.random.seed(99)  # noqa: NPY002  # the global state is what must not matter
@@ -114,7 +119,7 @@ def test_order_length_and_global_seed_do_not_change_the_volumes():
     assert torch.equal(other[7]["image"], expected)
 
 
-def test_streams_and_seeds_are_disjoint():
+def test_streams_and_seeds_disjoint():
     radii = [
         item["r"].item()
         for seed in (0, 1)
@@ -124,24 +129,25 @@ def test_streams_and_seeds_are_disjoint():
     assert len(set(radii)) == len(radii)
 
 
-def test_the_signal_is_the_mean_inside_and_0_outside():
+def test_signal():
+    """The signal is the mean inside and 0 outside."""
     item = SphereDataset(4, SphereLaw(), signal=True)[2]
     inside = item["image"] != 0
     assert (item["signal"][inside] == item["a"].float()).all()
     assert (item["signal"][~inside] == 0).all()
 
 
-def test_a_transform_gets_the_item():
+def test_transform_gets_item():
     dataset = SphereDataset(2, SphereLaw(), transform=lambda item: {"sum": item["image"].sum()})
     assert set(dataset[0]) == {"sum"}
 
 
-def test_another_size_scales():
+def test_another_size():
     item = SphereDataset(1, SphereLaw(size=24, r_min=4, r_max=12))[0]
     assert item["image"].shape == (1, 24, 24, 24)
 
 
-def test_the_end_is_an_index_error():
+def test_dataset_end():
     with pytest.raises(IndexError):
         SphereDataset(4, SphereLaw())[4]
 
@@ -163,7 +169,7 @@ def test_the_end_is_an_index_error():
         ({"size": 32}, "r_max"),
     ],
 )
-def test_a_law_that_can_not_be_met_is_refused_by_name(parameters, name):
+def test_law_out_of_range(parameters, name):
     with pytest.raises(SettingError, match=f"^{name}="):
         SphereLaw(**parameters)
 
@@ -172,6 +178,6 @@ def test_a_law_that_can_not_be_met_is_refused_by_name(parameters, name):
     ("arguments", "name"),
     [({"length": 0}, "length"), ({"length": 2.0}, "length"), ({"seed": -1}, "seed"), ({"stream": "tset"}, "stream")],
 )
-def test_a_dataset_that_can_not_be_is_refused_by_name(arguments, name):
+def test_dataset_out_of_range(arguments, name):
     with pytest.raises(SettingError, match=f"^{name}="):
         SphereDataset(**{"length": 1, "law": SphereLaw(), **arguments})

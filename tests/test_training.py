@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_workflow, run_workflow
+from conftest import STAGES, make_workflow, run_workflow
 from ignite.engine import Events
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
@@ -16,25 +16,13 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from scripts.training.stability import GradientClipper
 
-STAGES = ("train_autoencoder", "train_diffusion")
-# A quarter of the volume in float32: seconds, on the same path of code.
-SMALL = {"image_size": 32, "precision": "float32", "train_size": 16, "val_size": 2, "epochs": 1}
-
-
-@pytest.fixture(scope="module")
-def small_autoencoder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("autoencoder")
-    run_workflow("train_autoencoder", "smoke", **{**SMALL, "output_dir": str(folder)})
-    return folder / "model_autoencoder.pt"
-
 
 @pytest.fixture
-def overrides(request, tmp_path, small_autoencoder):
-    """Settings of a small training in a folder of its own."""
+def overrides(tmp_path, small_settings):
+    """Settings of a small training, of one epoch unless told otherwise, in a folder of its own."""
 
     def make(stage: str, folder: str = "out", **more):
-        path = {"autoencoder_path": str(small_autoencoder)} if stage == "train_diffusion" else {}
-        return {**SMALL, "output_dir": str(tmp_path / folder), **path, **more}
+        return small_settings(stage, **{"epochs": 1, "output_dir": str(tmp_path / folder), **more})
 
     return make
 
@@ -48,7 +36,7 @@ def same(first, second):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_step_moves_the_weights_and_its_loss_is_finite(stage, overrides):
+def test_step_moves_weights(stage, overrides):
     trainer = make_workflow(stage, "smoke", **overrides(stage, train_size=8)).trainer
     before = weights_of(trainer.network)
     trainer.run()
@@ -58,14 +46,15 @@ def test_a_step_moves_the_weights_and_its_loss_is_finite(stage, overrides):
     assert not same(before, trainer.network.state_dict())
 
 
-def test_diffusion_leaves_the_autoencoder_as_it_was(overrides, small_autoencoder):
+def test_diffusion_freezes_autoencoder(overrides, small_autoencoder):
     workflow = make_workflow("train_diffusion", "smoke", **overrides("train_diffusion"))
     workflow.trainer.run()
     assert same(torch.load(small_autoencoder), workflow.parser.get_parsed_content("autoencoder_def").state_dict())
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_validation_leaves_the_weights_and_gives_every_metric(stage, overrides):
+def test_validation_metrics(stage, overrides):
+    """A validation gives every metric and leaves the weights."""
     workflow = make_workflow(stage, "smoke", **overrides(stage))
     evaluator = workflow.evaluator
     before = weights_of(evaluator.network)
@@ -77,7 +66,7 @@ def test_a_validation_leaves_the_weights_and_gives_every_metric(stage, overrides
     assert all(isinstance(value, float) for value in metrics.values())
 
 
-def test_ratios_are_to_the_perfect_denoiser(overrides):
+def test_ratios_to_perfect_denoiser(overrides):
     evaluator = make_workflow("train_autoencoder", "smoke", **overrides("train_autoencoder")).evaluator
     evaluator.run()
     metrics = evaluator.state.metrics
@@ -86,7 +75,7 @@ def test_ratios_are_to_the_perfect_denoiser(overrides):
     assert metrics["mse_oracle"] < metrics["mse"]
 
 
-def test_validation_of_the_diffusion_model_is_repeatable(overrides):
+def test_validation_repeatable(overrides):
     evaluator = make_workflow("train_diffusion", "smoke", **overrides("train_diffusion")).evaluator
     losses = []
     for _ in range(2):
@@ -96,7 +85,8 @@ def test_validation_of_the_diffusion_model_is_repeatable(overrides):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_an_epoch_leaves_checkpoint_best_final_weights_and_tensorboard(stage, overrides):
+def test_epoch_writes_files(stage, overrides):
+    """An epoch leaves checkpoint, best and final weights, and TensorBoard's data."""
     settings = overrides(stage)
     workflow = run_workflow(stage, "smoke", **settings)
     folder = Path(settings["output_dir"])
@@ -125,7 +115,8 @@ def test_an_epoch_leaves_checkpoint_best_final_weights_and_tensorboard(stage, ov
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_tensorboard_has_a_layout_and_settings_beside_metrics_without_a_run_of_their_own(stage, smoke):
+def test_tensorboard_overviews(stage, smoke):
+    """The layout of charts, and settings beside metrics, without a run of their own."""
     folder = smoke[stage.removeprefix("train_")] / "tensorboard"
     assert [path.name.split(".")[0] for path in folder.iterdir()] == ["events"]
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
@@ -153,7 +144,7 @@ def test_tensorboard_has_a_layout_and_settings_beside_metrics_without_a_run_of_t
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_training_that_never_validates_runs_to_its_end(stage, overrides):
+def test_training_without_validation(stage, overrides):
     settings = overrides(stage, val_interval=5)
     run_workflow(stage, "smoke", **settings)
     folder = Path(settings["output_dir"])
@@ -163,7 +154,7 @@ def test_a_training_that_never_validates_runs_to_its_end(stage, overrides):
 
 
 @pytest.mark.parametrize(("stage", "lr", "epochs"), [("train_autoencoder", 4e-4, 8), ("train_diffusion", 1e-3, 10)])
-def test_the_loss_falls_in_a_short_run(stage, lr, epochs, overrides):
+def test_loss_falls(stage, lr, epochs, overrides):
     # One fixed seed; the first and the last quarter of the steps differ by far more than a step's noise.
     trainer = make_workflow(stage, "smoke", **overrides(stage, epochs=epochs, lr=lr, val_interval=epochs)).trainer
     losses = []
@@ -178,7 +169,8 @@ def test_the_loss_falls_in_a_short_run(stage, lr, epochs, overrides):
     [("train_autoencoder",), ("train_diffusion",), ("train_autoencoder", "train_autoencoder_gan")],
     ids="+".join,
 )
-def test_a_resumed_training_is_the_one_that_was_never_stopped(configs, overrides):
+def test_resume_is_exact(configs, overrides):
+    """A resumed training gives the weights of one that was never stopped."""
     stage = configs[0]
     name = "model.pt" if stage == "train_diffusion" else "model_autoencoder.pt"
     whole = overrides(stage, "whole", epochs=3)
@@ -208,7 +200,8 @@ def test_a_resumed_training_is_the_one_that_was_never_stopped(configs, overrides
     assert same(expected, torch.load(Path(stopped["output_dir"]) / name))
 
 
-def test_resuming_a_complete_training_trains_no_more(overrides):
+def test_resume_of_finished_training(overrides):
+    """Resuming a finished training trains no more."""
     settings = overrides("train_autoencoder")
     run_workflow("train_autoencoder", "smoke", **settings)
     final = Path(settings["output_dir"]) / "model_autoencoder.pt"
@@ -218,12 +211,15 @@ def test_resuming_a_complete_training_trains_no_more(overrides):
     assert same(before, torch.load(final))
 
 
-def test_resuming_with_nothing_to_resume_starts_from_the_beginning(overrides):
+def test_resume_of_nothing(overrides):
+    """With nothing to resume, a training starts from the beginning."""
     settings = overrides("train_autoencoder", train_size=8)
     assert run_workflow("train_autoencoder", "smoke", **settings, resume=True).trainer.state.iteration == 1
 
 
-def test_the_rate_warms_up_decays_and_follows_more_epochs_after_a_resume(overrides):
+def test_learning_rate(overrides):
+    """The rate warms up and decays, and follows the longer course after a resume with more epochs."""
+
     def rates(**more):
         workflow = make_workflow("train_autoencoder", "smoke", **overrides("train_autoencoder", **more))
         optimizer, seen = workflow.parser.get_parsed_content("optimizer"), []
@@ -243,7 +239,8 @@ def test_the_rate_warms_up_decays_and_follows_more_epochs_after_a_resume(overrid
     assert more[-1] < 0.1e-3
 
 
-def test_a_gradient_that_is_not_finite_costs_one_step_and_no_weight(overrides):
+def test_gradient_not_finite(overrides):
+    """A gradient that is not finite costs one step and no weight."""
     trainer = make_workflow("train_autoencoder", "smoke", **overrides("train_autoencoder")).trainer
 
     def poison(engine):
@@ -267,7 +264,8 @@ def test_a_gradient_that_is_not_finite_costs_one_step_and_no_weight(overrides):
     assert all(torch.isfinite(value).all() for value in trainer.network.state_dict().values())
 
 
-def test_a_loss_that_is_not_finite_stops_the_training_and_keeps_the_checkpoint(overrides):
+def test_loss_not_finite(overrides):
+    """A loss that is not finite stops the training and leaves the last good checkpoint."""
     settings = overrides("train_autoencoder", epochs=3)
     workflow = make_workflow("train_autoencoder", "smoke", **settings)
     loss = workflow.parser.get_parsed_content("loss")
@@ -287,7 +285,7 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_keeps_the_checkpoint(o
     assert not (folder / "checkpoints" / "checkpoint_epoch=2.pt").exists()
 
 
-def test_the_best_weights_are_those_of_the_best_metric(overrides):
+def test_best_weights(overrides):
     settings = overrides("train_autoencoder", epochs=3)
     workflow = make_workflow("train_autoencoder", "smoke", **settings)
     seen = {}
@@ -300,7 +298,8 @@ def test_the_best_weights_are_those_of_the_best_metric(overrides):
     assert same(seen[max(seen)], torch.load(best))
 
 
-def test_with_a_gradient_scaler_clipping_sees_the_true_gradient_and_a_bad_step_lowers_the_scale():
+def test_clipping_with_scaler():
+    """Clipping sees the gradient without the scale, and a bad step lowers the scale."""
     # float16 needs a scaler, and CI has no GPU: the same scaler on the CPU
     weight = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([weight], lr=1.0)

@@ -16,7 +16,7 @@ def network():
     return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
 
 
-def test_what_is_saved_is_loaded(network, tmp_path):
+def test_save_and_load(network, tmp_path):
     save_weights(network, tmp_path / "new" / "model.pt")
     other = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     assert load_weights(other, tmp_path / "new" / "model.pt", "model_path") is other
@@ -24,7 +24,8 @@ def test_what_is_saved_is_loaded(network, tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["model.pt"]
 
 
-def test_half_precision_rounds_the_parameters_and_keeps_the_buffers(tmp_path):
+def test_save_in_float16(tmp_path):
+    """Half precision rounds the parameters and keeps the buffers."""
     network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     network[1].running_mean.fill_(1 / 3)
     save_weights(network, tmp_path / "model.pt", dtype=torch.float16)
@@ -34,12 +35,12 @@ def test_half_precision_rounds_the_parameters_and_keeps_the_buffers(tmp_path):
     assert torch.equal(other[1].running_mean, network[1].running_mean)
 
 
-def test_a_missing_file_is_named(network, tmp_path):
+def test_load_missing_file(network, tmp_path):
     with pytest.raises(SettingError, match=r"^model_path='.*none\.pt': no such file"):
         load_weights(network, tmp_path / "none.pt", "model_path")
 
 
-def test_a_truncated_file_is_named(network, tmp_path):
+def test_load_truncated_file(network, tmp_path):
     path = tmp_path / "model.pt"
     save_weights(network, path)
     path.write_bytes(path.read_bytes()[:-200])
@@ -47,7 +48,7 @@ def test_a_truncated_file_is_named(network, tmp_path):
         load_weights(network, path, "model_path")
 
 
-def test_something_else_is_refused(network, tmp_path):
+def test_load_something_else(network, tmp_path):
     torch.save({"epoch": 3}, tmp_path / "model.pt")
     with pytest.raises(SettingError, match="not a state dict"):
         load_weights(network, tmp_path / "model.pt", "model_path")
@@ -61,7 +62,8 @@ def test_something_else_is_refused(network, tmp_path):
         (nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2)), r"0.weight has shape \(5, 3\), the network's \(4, 3\)"),
     ],
 )
-def test_a_mismatch_names_the_key_or_shape_and_changes_nothing(network, other, message, tmp_path):
+def test_load_mismatch(network, other, message, tmp_path):
+    """A mismatch names the key or the shape, and changes nothing."""
     save_weights(other, tmp_path / "model.pt")
     before = [parameter.clone() for parameter in network.parameters()]
     with pytest.raises(SettingError, match=message):
@@ -69,7 +71,8 @@ def test_a_mismatch_names_the_key_or_shape_and_changes_nothing(network, other, m
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
 
 
-def test_an_interrupted_save_leaves_the_old_file(network, tmp_path, monkeypatch):
+def test_interrupted_save(network, tmp_path, monkeypatch):
+    """An interrupted save leaves the old file."""
     path = tmp_path / "model.pt"
     save_weights(network, path)
     before = path.read_bytes()
@@ -84,7 +87,8 @@ def test_an_interrupted_save_leaves_the_old_file(network, tmp_path, monkeypatch)
     assert path.read_bytes() == before
 
 
-def test_the_newest_checkpoint_that_can_be_read_is_found(tmp_path):
+def test_newest_checkpoint(tmp_path):
+    """The newest checkpoint that can be read is found."""
     assert newest_checkpoint(tmp_path / "none") is None
     assert newest_checkpoint(tmp_path) is None
     for epoch in (2, 9, 10):
@@ -95,7 +99,8 @@ def test_the_newest_checkpoint_that_can_be_read_is_found(tmp_path):
     assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint_epoch=9.pt")
 
 
-def test_a_fresh_training_s_checkpoint_is_newer_than_an_earlier_one_s_later_epoch(tmp_path):
+def test_newest_checkpoint_by_time(tmp_path):
+    """A fresh training's checkpoint is newer than an earlier one's of a later epoch."""
     for epoch, time in ((8, 1_000), (2, 2_000)):
         path = tmp_path / f"checkpoint_epoch={epoch}.pt"
         torch.save({"epoch": epoch}, path)

@@ -1,0 +1,78 @@
+"""The sampler: rectified flow by a rule of second order, one network call a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from monai.networks.schedulers import RFlowScheduler
+
+
+class AdamsBashforthScheduler(RFlowScheduler):
+    """MONAI's ``RFlowScheduler`` with the two-step Adams-Bashforth rule instead of Euler's.
+
+    Euler's rule follows the velocity at the start of a step. This one also remembers the velocity of the step before,
+    and continues the line through both: with the last step h' and this one h,
+
+        x <- x + h ((1 + w) v - w v'),  w = h / (2 h')
+
+    (Hairer, Norsett and Wanner 1993, "Solving Ordinary Differential Equations I", III.1, for steps of any length). Its
+    error falls with the square of the step, at the same one network call. A trajectory's first step is Euler's.
+
+    Args:
+        shift: how much of the steps the noisy end gets: even times t in [0, 1] become s t / (1 + (s - 1) t), as in
+            Esser et al. (2024), "Scaling Rectified Flow Transformers", equation 23; 1 leaves them even.
+        args: as ``RFlowScheduler``'s.
+        kwargs: as ``RFlowScheduler``'s.
+    """
+
+    def __init__(self, *args: Any, shift: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.shift = shift
+        self._last: tuple[torch.Tensor, float] | None = None  # velocity and length of the step before
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int,
+        device: str | torch.device | None = None,
+        input_img_size_numel: int | None = None,
+    ) -> None:
+        """Set the times of the steps, from pure noise on; forgets a trajectory that was under way."""
+        super().set_timesteps(num_inference_steps, device, input_img_size_numel)
+        # anew: MONAI's go through float16, which has not enough digits
+        even = 1 - torch.arange(num_inference_steps, dtype=torch.float64) / num_inference_steps
+        times = self.shift * even / (1 + (self.shift - 1) * even) * self.num_train_timesteps
+        self.timesteps = (times.round().long() if self.use_discrete_timesteps else times.float()).to(device)
+        self._last = None
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: float | torch.Tensor,
+        sample: torch.Tensor,
+        next_timestep: float | torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take a step.
+
+        Args:
+            model_output: the velocity at ``sample``, shape (B, C, d, h, w).
+            timestep: time of ``sample``.
+            sample: the noisy latents, of the velocity's shape.
+            next_timestep: time to go to; ``None`` goes on by an even step.
+
+        Returns:
+            The latents at ``next_timestep``, and what the velocity alone says of the clean ones.
+        """
+        time = float(timestep)
+        following = (
+            time - self.num_train_timesteps / self.num_inference_steps if next_timestep is None else next_timestep
+        )
+        length = (time - float(following)) / self.num_train_timesteps
+        velocity = model_output
+        if self._last is not None and time != float(self.timesteps[0]):
+            earlier, earlier_length = self._last
+            weight = length / (2 * earlier_length)
+            velocity = (1 + weight) * model_output - weight * earlier
+        # nothing is kept of a trajectory that has come to its end
+        self._last = (model_output, length) if float(following) > 0 else None
+        return sample + length * velocity, sample + model_output * (time / self.num_train_timesteps)
