@@ -16,7 +16,11 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 
-class SettingError(ValueError):
+class PlainError(Exception):
+    """An error whose message alone tells the user what happened; the command line shows no traceback of it."""
+
+
+class SettingError(PlainError, ValueError):
     """A user's mistake: the message names the key, the value and what is allowed."""
 
 
@@ -81,7 +85,13 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("seed", "split_seed", "num_workers", "channel"), _COUNT),
     "lr": (lambda value: is_number(value) and value > 0, "a number above 0"),
     "kl_weight": (lambda value: is_number(value) and value >= 0, "a number of at least 0"),
-    **dict.fromkeys(("resume", "normalize", "verbose"), (lambda value: isinstance(value, bool), "true or false")),
+    **dict.fromkeys(("normalize", "verbose"), (lambda value: isinstance(value, bool), "true or false")),
+    # the command line makes a text of true
+    "resume": (lambda value: value in (True, False, "auto", "true", "false"), "auto, true or false"),
+    "keep_checkpoints": (
+        lambda value: value is None or (is_integer(value) and value > 0),
+        "null (every one stays) or a positive integer",
+    ),
     "spacing": (_is_spacing, "three numbers above 0, the size of a voxel in mm along x, y and z"),
     # what of these is there, scripts.environment tells
     "device": (lambda value: True, "a device of this machine"),
@@ -151,13 +161,13 @@ def check_config() -> dict[str, Any]:
     Raises:
         SettingError: as ``check_settings``.
     """
-    _report_mistakes_plainly()
-    parser = _find_parser()
+    report_mistakes_plainly()
+    parser = find_parser()
     # an overlay for several configs (smoke.json) has keys that this one knows nothing of: checked all the same
     return check_settings(**{key: parser.get_parsed_content(key) for key in parser.get() if key in RULES})
 
 
-def _find_parser() -> ConfigParser:
+def find_parser() -> ConfigParser:
     """Find the parser of the config that is being run.
 
     MONAI hands a component its own arguments and nothing of the config around it; but the parser stands further up on
@@ -172,20 +182,25 @@ def _find_parser() -> ConfigParser:
     raise RuntimeError("no config is being run.")
 
 
-def _find_mistake(error: BaseException | None) -> SettingError | None:
-    while error is not None and not isinstance(error, SettingError):
+def _find_mistake(error: BaseException | None) -> PlainError | None:
+    while error is not None and not isinstance(error, PlainError):
         error = error.__cause__ or error.__context__
     return error
 
 
-def _report_mistakes_plainly() -> None:
-    """Let an uncaught ``SettingError`` end ``python -m monai.bundle`` with its message alone.
+def on_command_line() -> bool:
+    """Tell whether the process is ``python -m monai.bundle``, and not a program that runs a workflow itself."""
+    program = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return program is not None and program.name == "monai.bundle.__main__"
+
+
+def report_mistakes_plainly() -> None:
+    """Let an uncaught ``PlainError`` end ``python -m monai.bundle`` with its message alone.
 
     MONAI's config parser wraps whatever a component raises in errors of its own; the user's mistake would stand
     somewhere above two tracebacks. A program that runs a workflow itself catches what it likes, and keeps its own hook.
     """
-    program = getattr(sys.modules.get("__main__"), "__spec__", None)
-    if program is None or program.name != "monai.bundle.__main__":
+    if not on_command_line():
         return
     earlier = sys.excepthook
 

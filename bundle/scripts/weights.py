@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from .checks import SettingError
+from .atomic import replacing
+from .checks import PlainError, SettingError
 
 logger = logging.getLogger(__name__)
 
@@ -25,22 +26,17 @@ def save_weights(network: nn.Module, path: str | os.PathLike, dtype: torch.dtype
         dtype: type that the parameters are rounded to in the file; buffers stay as they are.
     """
     rounded = {name: parameter.detach().to(dtype) for name, parameter in network.named_parameters()}
-    write_state(network.state_dict() | rounded, Path(path))
+    write_state(network.state_dict() | rounded, path)
     logger.info("saved %s", path)
 
 
-def write_state(weights: Mapping[str, torch.Tensor], path: Path) -> None:
+def write_state(weights: Mapping[str, Any], path: str | os.PathLike) -> None:
     """Write a state dict; an interruption leaves the earlier file as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            torch.save(weights, file)
-        except BaseException:
-            temporary.unlink()
-            raise
-    temporary.chmod(0o644)  # a temporary file is its owner's alone
-    temporary.replace(path)
+    try:
+        with replacing(path) as partial:
+            torch.save(weights, partial)
+    except (OSError, RuntimeError) as error:  # torch's own, for a disk that is full
+        raise PlainError(f"{path} can't be written: {error}. Files that were written before are whole.") from error
 
 
 def load_weights(network: nn.Module, path: str | os.PathLike, key: str) -> nn.Module:

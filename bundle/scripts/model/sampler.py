@@ -64,15 +64,14 @@ class AdamsBashforthScheduler(RFlowScheduler):
             The latents at ``next_timestep``, and what the velocity alone says of the clean ones.
         """
         time = float(timestep)
-        following = (
-            time - self.num_train_timesteps / self.num_inference_steps if next_timestep is None else next_timestep
-        )
-        length = (time - float(following)) / self.num_train_timesteps
+        even = self.num_train_timesteps / len(self.timesteps)
+        following = time - even if next_timestep is None else float(next_timestep)
+        length = (time - following) / self.num_train_timesteps
         velocity = model_output
         if self._last is not None and time != float(self.timesteps[0]):
             earlier, earlier_length = self._last
             weight = length / (2 * earlier_length)
             velocity = (1 + weight) * model_output - weight * earlier
         # nothing is kept of a trajectory that has come to its end
-        self._last = (model_output, length) if float(following) > 0 else None
+        self._last = (model_output, length) if following > 0 else None
         return sample + length * velocity, sample + model_output * (time / self.num_train_timesteps)

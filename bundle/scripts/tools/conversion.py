@@ -7,7 +7,6 @@ import copy
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import torch
 from monai.networks.blocks import SABlock
@@ -115,7 +114,7 @@ def convert_weights(
             (generative, _to_core, "monai-generative", "MONAI"),
         ):
             if not compare_states(weights, network.state_dict()):
-                write_state(convert(weights, core, generative), Path(output_path))
+                write_state(convert(weights, core, generative), output_path)
                 logger.info("%s holds weights of %s; saved for %s as %s", path, maker, user, output_path)
                 return
     raise SettingError(f"{where}: fits neither MONAI's nor monai-generative's networks of this config.")

@@ -10,21 +10,45 @@ from typing import Any
 
 import torch
 from ignite.engine import Events
-from ignite.handlers import Checkpoint, DiskSaver
+from ignite.handlers import Checkpoint
+from ignite.handlers.checkpoint import BaseSaveHandler
 from monai.engines import AdversarialTrainer, SupervisedEvaluator, Workflow
 from monai.handlers import CheckpointLoader
+from torch.utils.tensorboard import SummaryWriter
 
+from ..interruption import Interruption
+from ..weights import write_state
+from .resume import list_checkpoints
 from .stability import Trainer
 
 logger = logging.getLogger(__name__)
 
 
-class Checkpoints:
-    """Saves everything that a resume needs after each epoch, and the best weights; resumes from the newest of them.
+class CheckpointFiles(BaseSaveHandler):
+    """A folder of files that appear whole or not at all, for ignite's ``Checkpoint``.
 
-    The files are ignite's, written whole or not at all: ``checkpoint_epoch=N.pt``, and
-    ``best_model_<metric>=<value>.pt`` after each validation that is the best so far. To ``state`` come the trainer's
-    own (epoch, iteration), the gradient scalers' where it has some, and the best score.
+    ignite's own ``DiskSaver`` does not flush what it renames, and can't remove what a killed run removed before.
+    """
+
+    def __init__(self, folder: str | os.PathLike) -> None:
+        self.folder = Path(folder)
+
+    def __call__(self, checkpoint: Mapping, filename: str, metadata: Mapping | None = None) -> None:
+        """Write a file."""
+        write_state(checkpoint, self.folder / filename)
+
+    def remove(self, filename: str) -> None:
+        """Remove a file, if it is still there."""
+        (self.folder / filename).unlink(missing_ok=True)
+
+
+class Checkpoints:
+    """Saves everything that a resume needs after each epoch, and the best weights; carries on from a checkpoint.
+
+    Files: ``checkpoint_epoch=N.pt``, and ``best_model_<metric>=<value>.pt`` after each validation that is the best so
+    far. To ``state`` come the trainer's own (epoch, iteration), the gradient scalers' where it has some, and the best
+    score. A training that is interrupted (Ctrl-C, SIGTERM) finishes its step and leaves
+    ``checkpoint_epoch=N_iteration=I.pt``, I steps into the next epoch.
 
     Args:
         ckpt_dir: the folder to write to; it is made.
@@ -32,67 +56,162 @@ class Checkpoints:
         evaluator: whose metric picks the best weights.
         best: the network whose weights are kept as the best.
         metric: name of the metric.
+        writer: whose curves go back to where they were at the checkpoint; those of an earlier training are set aside.
         lower_is_better: whether the lowest value is the best.
-        resume: whether to carry on from the newest readable checkpoint in ``ckpt_dir``, if there is one.
-        n_saved: how many of the newest checkpoints to keep.
+        resume_from: the checkpoint to carry on from, if there is one.
+        keep: how many of the newest checkpoints to keep; ``None`` keeps all.
     """
 
     def __init__(
         self,
-        ckpt_dir: str,
+        ckpt_dir: str | os.PathLike,
         state: Mapping[str, Any],
         evaluator: SupervisedEvaluator,
         best: torch.nn.Module,
         metric: str,
+        writer: SummaryWriter,
         lower_is_better: bool = False,
-        resume: bool = False,
-        n_saved: int = 3,
+        resume_from: str | os.PathLike | None = None,
+        keep: int | None = None,
     ) -> None:
-        self.ckpt_dir = ckpt_dir
+        self.files = CheckpointFiles(ckpt_dir)
         self.state = dict(state)
         self.evaluator = evaluator
-        self.resume = resume
-        self.n_saved = n_saved
-        self.saver: Checkpoint | None = None
+        self.resume_from = resume_from
+        self.keep = keep
+        self.interruption = Interruption()
+        self.random = RandomState()
+        self.events = EventFiles(writer)
         sign = -1 if lower_is_better else 1
         self.best = Checkpoint(
             {"model": best},
-            self._folder(),
+            self.files,
             filename_prefix="best",
             score_name=f"negative_{metric}" if lower_is_better else metric,
             score_function=lambda engine: sign * engine.state.metrics[metric],
         )
-
-    def _folder(self) -> DiskSaver:
-        return DiskSaver(self.ckpt_dir, create_dir=True, require_empty=False)
+        self.saver: Checkpoint | None = None
 
     def attach(self, engine: Trainer) -> None:
         """Register with a trainer, and with the evaluator."""
         self.evaluator.add_event_handler(Events.COMPLETED, self.best)
         engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.GET_BATCH_STARTED, self.skip)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.stop_if_interrupted)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+        engine.add_event_handler(Events.COMPLETED, self.interruption.ignore)
 
     def start(self, engine: Trainer) -> None:
-        """Carry on from the newest checkpoint, if that is asked for."""
+        """Carry on from a checkpoint, if there is one to carry on from."""
+        self.interruption.await_one()
         if self.saver is not None:  # a further round of a federation
             return
         # not in attach: MONAI attaches handlers before the trainer has its scaler
-        state = {**self.state, "trainer": engine, "best": self.best, **_scalers(engine)}
-        newest = newest_checkpoint(self.ckpt_dir) if self.resume else None
-        if newest is not None:
-            CheckpointLoader(newest, state, map_location=engine.state.device)(engine)
+        state = {**self.state, "trainer": engine, "best": self.best, "random": self.random, "events": self.events}
+        state |= _scalers(engine)
         self.saver = Checkpoint(
             state,
-            self._folder(),
+            self.files,
             filename_pattern="checkpoint_epoch={global_step}.pt",
             global_step_transform=lambda trainer, _: trainer.state.epoch,
-            n_saved=self.n_saved,
+            n_saved=None,
         )
+        if self.resume_from is None:
+            self.events.load_state_dict({})
+        else:
+            CheckpointLoader(str(self.resume_from), state, map_location=engine.state.device)(engine)
+            if engine.state.epoch >= engine.state.max_epochs:
+                logger.info("the training in %s is complete: %d epochs", self.files.folder, engine.state.epoch)
+            else:
+                logger.info("carrying on from %s", self.resume_from)
+
+    def skip(self, engine: Trainer) -> None:
+        """Go to where in its epoch an interrupted training was: behind the batches that it has seen."""
+        if self.random.restored is None:
+            return
+        for _ in range(engine.state.iteration % engine.state.epoch_length):
+            next(engine._dataloader_iter)  # type: ignore[arg-type]  # ignite itself starts the epoch's data anew
+        torch.set_rng_state(self.random.restored)
+        self.random.restored = None
 
     def save(self, engine: Trainer) -> None:
-        """Write the epoch's checkpoint."""
+        """Write the epoch's checkpoint, which replaces what an interruption left."""
         assert self.saver is not None
+        self.random.within_epoch = False
         self.saver(engine)
+        _, *older = list_checkpoints(self.files.folder)
+        whole = [path for path in older if "iteration" not in path.name]
+        for path in [*(path for path in older if path not in whole), *(whole[self.keep - 1 :] if self.keep else ())]:
+            path.unlink()
+        self._stop(engine)
+
+    def stop_if_interrupted(self, engine: Trainer) -> None:
+        """Save where the training is and end the process, if it was asked to end."""
+        within = engine.state.iteration % engine.state.epoch_length
+        if self.interruption.signal is None or within == 0:  # at the end of an epoch its checkpoint comes next
+            return
+        assert self.saver is not None
+        self.random.within_epoch = True
+        # without the list of saved files, which is about whole epochs
+        state = {name: item.state_dict() for name, item in self.saver.to_save.items()}
+        self.files(state, f"checkpoint_epoch={engine.state.epoch - 1}_iteration={within}.pt")
+        self._stop(engine)
+
+    def _stop(self, engine: Trainer) -> None:
+        if self.interruption.signal is not None:
+            logger.info(
+                "stopped in epoch %d, step %d; the same command carries on",
+                engine.state.epoch,
+                engine.state.iteration,
+            )
+            self.interruption.end_process()
+
+
+class RandomState:
+    """torch's random numbers in a checkpoint that was made within an epoch; ``EpochSeed`` makes them at each start."""
+
+    def __init__(self) -> None:
+        self.within_epoch = False
+        self.restored: torch.Tensor | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state within an epoch, nothing between two."""
+        return {"state": torch.get_rng_state()} if self.within_epoch else {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Keep the state for ``Checkpoints.skip``."""
+        self.restored = state_dict["state"].cpu() if state_dict else None
+
+
+class EventFiles:
+    """TensorBoard's files in a checkpoint: how long each was, to cut off what a killed training wrote after it.
+
+    Args:
+        writer: writes to the folder of the files, and has one of its own there.
+    """
+
+    def __init__(self, writer: SummaryWriter) -> None:
+        self.writer = writer
+        self.folder = Path(writer.log_dir)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the length of each file in bytes."""
+        self.writer.flush()
+        return {path.name: path.stat().st_size for path in self._list()}
+
+    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
+        """Cut the files to these lengths; files that were not there go into the folder ``earlier``."""
+        for path in self._list():
+            if f".{os.getpid()}." in path.name:  # this training's
+                continue
+            if path.name in state_dict:
+                os.truncate(path, state_dict[path.name])
+            else:
+                (self.folder / "earlier").mkdir(exist_ok=True)
+                path.rename(self.folder / "earlier" / path.name)
+
+    def _list(self) -> list[Path]:
+        return sorted(self.folder.glob("events.out.tfevents.*"))
 
 
 def _scalers(engine: Trainer) -> dict[str, torch.amp.GradScaler]:
@@ -125,30 +244,3 @@ class EpochSeed:
     def __call__(self, engine: Workflow) -> None:
         """Seed the epoch that starts."""
         torch.manual_seed(self.seed * 1_000_003 + engine.state.epoch)
-
-
-def newest_checkpoint(folder: str | os.PathLike) -> str | None:
-    """Find the newest checkpoint of a training that can still be read.
-
-    Args:
-        folder: where the training wrote ``checkpoint_epoch=N.pt``.
-
-    Returns:
-        Path of the readable checkpoint that was written last, or ``None`` if there is none.
-    """
-
-    def written(path: Path) -> tuple[float, int]:
-        # By time first, for a folder may hold later epochs of an earlier training; by epoch where a copy lost the time.
-        epoch = path.stem.rpartition("=")[2]
-        return path.stat().st_mtime, int(epoch) if epoch.isdigit() else -1
-
-    for path in sorted(Path(folder).glob("checkpoint_epoch=*.pt"), key=written, reverse=True):
-        try:
-            torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch reports a damaged file in half a dozen ways
-            logger.warning("%s can't be read (%s): trying the one before", path, error)
-        else:
-            logger.info("resuming from %s", path)
-            return str(path)
-    logger.info("no checkpoint in %s: starting from the beginning", folder)
-    return None
