@@ -156,7 +156,7 @@ def test_keys_at_the_top(name):
     # check_config checks each key at the top that has a rule
     assert keys - {"bundle_root"} <= set(RULES)
     steps = [config["settings"] if step == "@settings" else step for step in config["initialize"]]
-    assert {"_target_": "scripts.checks.check_config"} in steps[:2]
+    assert {"_target_": "scripts.config.check_config"} in steps[:2]
 
 
 def test_excepthook_stays(tmp_path):

@@ -1,19 +1,14 @@
-"""What a user may set: each key's rule, checked before any work starts, with one clear error for a mistake."""
+"""What a user may set: the rule of each key, and the error that says what is wrong with a value."""
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
-from types import TracebackType
 from typing import Any
-
-from monai.bundle import ConfigParser
 
 
 class PlainError(Exception):
@@ -48,8 +43,12 @@ def _is_writable(path: Any) -> bool:
         return False
 
 
+def _is_numbers(value: Any, count: int) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == count and all(map(is_number, value))
+
+
 def _is_spacing(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == 3 and all(is_number(x) and x > 0 for x in value)
+    return _is_numbers(value, 3) and min(value) > 0
 
 
 _POSITIVE_INTEGER = (lambda value: is_integer(value) and value > 0, "a positive integer")
@@ -78,11 +77,16 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
             "benchmark_size",
             "latent_stride",
             "unet_stride",
-            "training_volumes",
         ),
         _POSITIVE_INTEGER,
     ),
-    **dict.fromkeys(("seed", "split_seed", "num_workers", "channel"), _COUNT),
+    **dict.fromkeys(("num_workers", "channel"), _COUNT),
+    **dict.fromkeys(
+        ("seed", "split_seed"),
+        (lambda value: is_integer(value) and 0 <= value < 2**32, "an integer from 0 to 4294967295"),
+    ),
+    "data_range": (lambda value: is_number(value) and value > 0, "a number above 0"),
+    "ema_span": (lambda value: is_number(value) and 0 < value < 0.28, "a number above 0 and below 0.28"),
     "lr": (lambda value: is_number(value) and value > 0, "a number above 0"),
     "kl_weight": (lambda value: is_number(value) and value >= 0, "a number of at least 0"),
     **dict.fromkeys(("normalize", "verbose"), (lambda value: isinstance(value, bool), "true or false")),
@@ -92,6 +96,11 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value is None or (is_integer(value) and value > 0),
         "null (every one stays) or a positive integer",
     ),
+    "window": (
+        lambda value: value is None or (_is_numbers(value, 2) and value[0] < value[1]),
+        "null or two numbers, the lower first: the values between background and the brightest",
+    ),
+    "crop": (lambda value: value in ("center", "foreground"), "center or foreground"),
     "spacing": (_is_spacing, "three numbers above 0, the size of a voxel in mm along x, y and z"),
     # what of these is there, scripts.environment tells
     "device": (lambda value: True, "a device of this machine"),
@@ -115,7 +124,6 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 # Keys whose value may not exceed another's, where both are given, and how to name that one to the user.
 LIMITS = (
     ("train_batch_size", "train_size", "train_size={}"),
-    ("train_batch_size", "training_volumes", "the {} to train from"),
     ("num_inference_steps", "num_train_timesteps", "num_train_timesteps={}"),
 )
 
@@ -148,67 +156,3 @@ def check_settings(**settings: Any) -> dict[str, Any]:
             f"multiplied (latent_stride * unet_stride)."
         )
     return settings
-
-
-def check_config() -> dict[str, Any]:
-    """Check every key at the top of the config that is being run, before any work, if it has a rule.
-
-    From then on a mistake that is found later ends the command line with its message alone, as one found here does.
-
-    Returns:
-        Those keys and their values.
-
-    Raises:
-        SettingError: as ``check_settings``.
-    """
-    report_mistakes_plainly()
-    parser = find_parser()
-    # an overlay for several configs (smoke.json) has keys that this one knows nothing of: checked all the same
-    return check_settings(**{key: parser.get_parsed_content(key) for key in parser.get() if key in RULES})
-
-
-def find_parser() -> ConfigParser:
-    """Find the parser of the config that is being run.
-
-    MONAI hands a component its own arguments and nothing of the config around it; but the parser stands further up on
-    the call stack, for it is what makes the component.
-    """
-    frame = inspect.currentframe()
-    while frame is not None:
-        caller = frame.f_locals.get("self")
-        if isinstance(caller, ConfigParser):
-            return caller
-        frame = frame.f_back
-    raise RuntimeError("no config is being run.")
-
-
-def _find_mistake(error: BaseException | None) -> PlainError | None:
-    while error is not None and not isinstance(error, PlainError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def on_command_line() -> bool:
-    """Tell whether the process is ``python -m monai.bundle``, and not a program that runs a workflow itself."""
-    program = getattr(sys.modules.get("__main__"), "__spec__", None)
-    return program is not None and program.name == "monai.bundle.__main__"
-
-
-def report_mistakes_plainly() -> None:
-    """Let an uncaught ``PlainError`` end ``python -m monai.bundle`` with its message alone.
-
-    MONAI's config parser wraps whatever a component raises in errors of its own; the user's mistake would stand
-    somewhere above two tracebacks. A program that runs a workflow itself catches what it likes, and keeps its own hook.
-    """
-    if not on_command_line():
-        return
-    earlier = sys.excepthook
-
-    def show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        mistake = _find_mistake(error)
-        if mistake is None:
-            earlier(kind, error, traceback)
-        else:
-            print(f"error: {mistake}", file=sys.stderr)
-
-    sys.excepthook = show

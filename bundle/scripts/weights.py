@@ -59,6 +59,9 @@ def load_weights(network: nn.Module, path: str | os.PathLike, key: str) -> nn.Mo
     if differences:
         shown = "; ".join(differences[:3]) + (f"; and {len(differences) - 3} more" if len(differences) > 3 else "")
         raise SettingError(f"{where}: does not fit the network of this config: {shown}.")
+    broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise SettingError(f"{where}: {len(broken)} of its tensors hold NaN or infinity, {broken[0]} first.")
     network.load_state_dict(weights)
     return network
 
@@ -70,7 +73,10 @@ def read_state(path: str | os.PathLike, where: str) -> dict[str, torch.Tensor]:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch reports a damaged file in half a dozen ways
-        raise SettingError(f"{where}: not a readable file of weights (truncated or damaged?): {error}") from error
+        # torch's advice for a file that is no such archive is to load it in a way that may run code
+        told = str(error).splitlines()[0]
+        reason = "it holds something other than tensors" if "Weights only" in told else told
+        raise SettingError(f"{where}: not a readable file of weights: {reason}") from None
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise SettingError(f"{where}: not a state dict (a dictionary of tensors) of the network.")
     return weights

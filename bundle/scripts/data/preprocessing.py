@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import nibabel
+import numpy as np
 import torch
+from monai.data import MetaTensor
 from monai.transforms import (
     Compose,
     EnsureTyped,
     LoadImage,
     MapTransform,
-    NormalizeIntensityd,
+    NormalizeIntensity,
     Orientationd,
-    ResizeWithPadOrCropd,
+    ResizeWithPadOrCrop,
     Spacing,
+    SpatialCrop,
 )
 from monai.utils import CommonKeys
 
 from ..checks import SettingError
+
+logger = logging.getLogger(__name__)
+
+# Millimetres in the units of length that a NIfTI header can name; nameless ones are taken for millimetres.
+UNITS = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
+
+# Least share of voxels of exactly 0 below which a volume has no such background.
+LEAST_BACKGROUND = 0.01
 
 
 class LoadVolumed(MapTransform):
@@ -29,8 +42,8 @@ class LoadVolumed(MapTransform):
         channel: which channel of a file of several.
 
     Raises:
-        SettingError: when called, if a file can't be read (headers may be fine, and what follows cut off), or lacks
-            the channel.
+        SettingError: when called, if a file can't be read (headers may be fine, and what follows cut off), lacks the
+            channel, or holds nothing finite.
     """
 
     def __init__(self, keys: str | Sequence[str] = CommonKeys.IMAGE, channel: int = 0) -> None:
@@ -42,13 +55,69 @@ class LoadVolumed(MapTransform):
         """Load the volumes of an item: each of shape (1, D, H, W)."""
         item = dict(data)
         for key in self.key_iterator(item):
-            try:
-                volume = self.load(item[key])
-            except Exception as error:  # gzip, zlib, nibabel and MONAI each have their own
-                raise SettingError(f"dataset_dir: {item[key]} can't be read as NIfTI: {error}") from error
-            if self.channel >= len(volume):
-                raise SettingError(f"channel={self.channel}: {item[key]} has channels 0 to {len(volume) - 1} alone.")
-            item[key] = volume[self.channel : self.channel + 1].nan_to_num(0.0, 0.0, 0.0)
+            item[key] = self._read(item[key])
+        return item
+
+    def _read(self, file: str) -> torch.Tensor:
+        try:
+            header: Any = nibabel.load(file).header
+            with np.errstate(over="ignore"):  # what float32 can't hold is reported below
+                volume: Any = self.load(file)
+        except Exception as error:  # gzip, zlib, nibabel and MONAI each have their own
+            raise SettingError(f"dataset_dir: {file} can't be read as NIfTI: {error}") from error
+        if volume.ndim == 5:  # x, y, z, time 1, channel
+            volume = volume[..., 0]
+        if self.channel >= len(volume):
+            raise SettingError(f"channel={self.channel}: {file} has channels 0 to {len(volume) - 1} alone.")
+        volume = volume[self.channel : self.channel + 1]
+        finite = volume.isfinite()
+        if not finite.any():
+            raise SettingError(f"dataset_dir: {file} holds no value that is finite.")
+        if volume.isinf().any():
+            count = int(volume.isinf().sum())
+            logger.warning("%s: %d values beyond the range of float32 became background", file, count)
+        volume.affine[:3] *= UNITS[header.get_xyzt_units()[0]]
+        return volume.nan_to_num(0.0, 0.0, 0.0)
+
+
+class Windowd(MapTransform):
+    """Maps values to a background of exactly 0: clips them to a window and takes its lower end away.
+
+    Args:
+        keys: as for every dictionary transform of MONAI's.
+        window: lower and upper end, as (-1000, 1000) for a CT in Hounsfield units, whose air then is background;
+            ``None`` leaves the values as they are.
+
+    Raises:
+        SettingError: when called, if no voxel is other than background.
+    """
+
+    def __init__(self, keys: str | Sequence[str] = CommonKeys.IMAGE, window: Sequence[float] | None = None) -> None:
+        super().__init__(keys)
+        self.window = window
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Map the volumes of an item."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            volume = item[key]
+            file = volume.meta.get("filename_or_obj", "a volume")
+            if self.window is not None:
+                low, high = self.window
+                volume = volume.clamp(low, high) - low
+            share = float((volume == 0).float().mean())
+            if share == 1:
+                raise SettingError(f"dataset_dir: {file} holds nothing other than background (window={self.window}).")
+            if share < LEAST_BACKGROUND:
+                logger.warning(
+                    "%s: %.1f%% of its voxels are exactly 0, which is the model's background; values go from %g to %g. "
+                    "The key window maps another background to 0",
+                    file,
+                    100 * share,
+                    float(volume.min()),
+                    float(volume.max()),
+                )
+            item[key] = volume
         return item
 
 
@@ -66,7 +135,7 @@ class ResampleVolumed(MapTransform):
 
     def __init__(self, keys: str | Sequence[str] = CommonKeys.IMAGE, pixdim: Sequence[float] = (1.0, 1.0, 1.0)) -> None:
         super().__init__(keys)
-        self.resample = Spacing(pixdim)
+        self.resample = Spacing(pixdim, dtype=np.float32)  # its float64 takes twice the memory
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Resample the volumes (C, D, H, W) of an item."""
@@ -77,16 +146,82 @@ class ResampleVolumed(MapTransform):
         return item
 
 
-class ScanPreprocessing(Compose):
-    """From the path of a scan to a volume with a background of exactly 0: a list of MONAI's transforms.
+class CropVolumed(MapTransform):
+    """Crops or pads volumes to a cube, about their centre or about that of what is not background.
 
-    Load, bring to RAS orientation and to ``spacing``, crop or pad about the centre, standardise the voxels other than
-    0. An item ``{CommonKeys.IMAGE: path}`` becomes ``{CommonKeys.IMAGE: (1, size, size, size) float32}``.
+    Args:
+        keys: as for every dictionary transform of MONAI's.
+        size: voxels along each axis.
+        crop: ``center`` or ``foreground``.
+    """
+
+    def __init__(self, keys: str | Sequence[str] = CommonKeys.IMAGE, size: int = 64, crop: str = "center") -> None:
+        super().__init__(keys)
+        self.crop = crop
+        self.size = size
+        self.fit = ResizeWithPadOrCrop([size] * 3)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Crop or pad the volumes (C, D, H, W) of an item."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            volume = item[key]
+            before = int((volume != 0).sum())
+            cropped = self.fit(self._center(volume) if self.crop == "foreground" else volume)
+            lost = 1 - int((cropped != 0).sum()) / max(before, 1)
+            if lost > 0.01:
+                file = volume.meta.get("filename_or_obj", "a volume")
+                remedy = "a larger spacing or image_size" + (
+                    "" if self.crop == "foreground" else ", or crop=foreground,"
+                )
+                logger.warning(
+                    "%s: cropping cuts off %.0f%% of what is not background; %s keeps more", file, 100 * lost, remedy
+                )
+            item[key] = cropped
+        return item
+
+    def _center(self, volume: MetaTensor) -> torch.Tensor:
+        """Cut the box out that is at the centre of what is not background, as large as the cube if it can be."""
+        places = (volume[0] != 0).nonzero().float()
+        middle = ((places.amin(0) + places.amax(0)) / 2).round().long().tolist()
+        return SpatialCrop(roi_center=middle, roi_size=[self.size] * 3)(volume)
+
+
+class Standardised(MapTransform):
+    """MONAI's ``NormalizeIntensity`` of the voxels other than 0; values that are all the same stay as they are.
+
+    Standardised, a mask of ones would become nothing but background.
+    """
+
+    def __init__(self, keys: str | Sequence[str] = CommonKeys.IMAGE) -> None:
+        super().__init__(keys)
+        self.standardise = NormalizeIntensity(nonzero=True)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Standardise the volumes of an item."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            values = item[key][item[key] != 0]
+            if len(values) and values.min() < values.max():
+                item[key] = self.standardise(item[key])
+            else:
+                file = item[key].meta.get("filename_or_obj", "a volume")
+                logger.warning("%s: its values other than 0 are all the same; they stay as they are", file)
+        return item
+
+
+class ScanPreprocessing(Compose):
+    """From the path of a scan to a volume with a background of exactly 0: a list of transforms.
+
+    Load, map the background to 0, bring to RAS orientation and to ``spacing``, crop or pad, standardise the voxels
+    other than 0. An item ``{CommonKeys.IMAGE: path}`` becomes ``{CommonKeys.IMAGE: (1, size, size, size) float32}``.
 
     Args:
         image_size: voxels along each axis.
         spacing: size of a voxel along each axis, in mm.
         channel: which channel of a file of several.
+        window: see ``Windowd``.
+        crop: see ``CropVolumed``.
         normalize: whether to standardise; else the values stay as they are.
     """
 
@@ -95,16 +230,19 @@ class ScanPreprocessing(Compose):
         image_size: int,
         spacing: Sequence[float] = (1.0, 1.0, 1.0),
         channel: int = 0,
+        window: Sequence[float] | None = None,
+        crop: str = "center",
         normalize: bool = True,
     ) -> None:
         keys = CommonKeys.IMAGE
         super().__init__(
             [
                 LoadVolumed(keys, channel),
+                Windowd(keys, window),
                 Orientationd(keys, axcodes="RAS", labels=None),
                 ResampleVolumed(keys, spacing),
-                ResizeWithPadOrCropd(keys, spatial_size=[image_size] * 3),
-                *([NormalizeIntensityd(keys, nonzero=True)] if normalize else []),
+                CropVolumed(keys, image_size, crop),
+                *([Standardised(keys)] if normalize else []),
                 EnsureTyped(keys, dtype=torch.float32, track_meta=False),
             ]
         )

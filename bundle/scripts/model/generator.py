@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from monai.inferers import Inferer, LatentDiffusionInferer
 from monai.networks.nets import DiffusionModelUNet
-from monai.networks.schedulers import DDPMScheduler, Scheduler
+from monai.networks.schedulers import RFlowScheduler, Scheduler
 from torch import nn
 
 from ..checks import SettingError
@@ -20,7 +20,8 @@ from .scripting import TracedWhenScripted
 class VolumeGenerator(TracedWhenScripted):
     """From latent noise to volumes: every step of the sampler, the scale factor, the decoder and the draw of voxels.
 
-    Its state dict is all that generation needs.
+    Its state dict is all that generation needs, and what a sampler has to know of the training: weights that were
+    trained with other timesteps, or for the other kind of process, are refused.
 
     Args:
         diffusion_model: the noise predictor, MONAI's ``DiffusionModelUNet``.
@@ -32,7 +33,8 @@ class VolumeGenerator(TracedWhenScripted):
             later; loaded weights bring their own.
 
     Raises:
-        SettingError: when ``DDPMScheduler`` is asked for another number of steps than it was trained with.
+        SettingError: when ``DDPMScheduler`` is asked for another number of steps than it was trained with, or
+            ``DDIMScheduler`` for one that does not divide it.
     """
 
     def __init__(
@@ -49,11 +51,17 @@ class VolumeGenerator(TracedWhenScripted):
         self.autoencoder = autoencoder
         self.scale_factor: torch.Tensor
         self.register_buffer("scale_factor", torch.as_tensor(scale_factor))
-        if isinstance(scheduler, DDPMScheduler) and num_inference_steps != scheduler.num_train_timesteps:
-            raise SettingError(
-                f"num_inference_steps={num_inference_steps}: must be num_train_timesteps="
-                f"{scheduler.num_train_timesteps} with DDPMScheduler, each of whose steps goes from t to t - 1."
-            )
+        self.num_train_timesteps: torch.Tensor
+        self.register_buffer("num_train_timesteps", torch.tensor(scheduler.num_train_timesteps))
+        self.rectified_flow: torch.Tensor
+        self.register_buffer("rectified_flow", torch.tensor(isinstance(scheduler, RFlowScheduler)))
+        self.register_load_state_dict_pre_hook(_check_training)
+        steps = f"num_inference_steps={num_inference_steps}: must"
+        whole = f"num_train_timesteps={scheduler.num_train_timesteps}"
+        if _is_kind(scheduler, "DDPMScheduler") and num_inference_steps != scheduler.num_train_timesteps:
+            raise SettingError(f"{steps} be {whole} with DDPMScheduler, each of whose steps goes from t to t - 1.")
+        if _is_kind(scheduler, "DDIMScheduler") and scheduler.num_train_timesteps % num_inference_steps:
+            raise SettingError(f"{steps} divide {whole} with DDIMScheduler, whose steps are all of one length.")
         scheduler.set_timesteps(num_inference_steps)  # type: ignore[operator]  # every scheduler of MONAI's has it
         # In a tuple, for MONAI's RFlowScheduler can't be an attribute of a module (it never calls super().__init__).
         self._scheduler = (scheduler,)
@@ -93,6 +101,23 @@ class VolumeGenerator(TracedWhenScripted):
         if texture is None:
             texture = torch.randn_like(voxels.loc)
         return voxels.draw(texture)
+
+
+def _is_kind(scheduler: Scheduler, name: str) -> bool:
+    """Tell a scheduler by its name, for monai-generative has the same ones as MONAI."""
+    return any(kind.__name__ == name for kind in type(scheduler).__mro__)
+
+
+def _check_training(generator: VolumeGenerator, weights: Mapping[str, torch.Tensor], prefix: str, *_: object) -> None:
+    """Refuse weights of another process before they are loaded."""
+    for name, meaning in (("num_train_timesteps", "timesteps"), ("rectified_flow", "process")):
+        there, here = weights.get(prefix + name), getattr(generator, name)
+        if there is not None and not torch.equal(there.cpu(), here.cpu()):
+            told = {"process": {0: "diffusion", 1: "rectified flow"}}.get(meaning, {})
+            was, is_now = (told.get(int(value), int(value)) for value in (there, here))
+            raise SettingError(
+                f"model_path: its weights were trained with the {meaning} {was}; this config's are {is_now}."
+            )
 
 
 class FixedBatchInferer(Inferer):

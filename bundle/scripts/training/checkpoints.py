@@ -16,7 +16,7 @@ from monai.engines import AdversarialTrainer, SupervisedEvaluator, Workflow
 from monai.handlers import CheckpointLoader
 from torch.utils.tensorboard import SummaryWriter
 
-from ..interruption import Interruption
+from ..command_line import Interruption
 from ..weights import write_state
 from .resume import list_checkpoints
 from .stability import Trainer
@@ -99,7 +99,7 @@ class Checkpoints:
         engine.add_event_handler(Events.GET_BATCH_STARTED, self.skip)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.stop_if_interrupted)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
-        engine.add_event_handler(Events.COMPLETED, self.interruption.ignore)
+        engine.add_event_handler(Events.COMPLETED, self.interruption.stop_waiting)
 
     def start(self, engine: Trainer) -> None:
         """Carry on from a checkpoint, if there is one to carry on from."""

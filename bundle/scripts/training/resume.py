@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from ..atomic import clear_partial
-from ..checks import SettingError, find_parser
+from ..checks import SettingError
+from ..config import TRACKING, find_parser
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 UNRECORDED = {
     *("bundle_root", "output_dir", "ckpt_dir", "device", "num_workers", "verbose", "resume", "keep_checkpoints"),
     *("imports", "initialize", "run", "finalize", "_meta_", "_desc_"),
-    *("tracking_uri", "experiment_name", "run_name", "save_execute_config"),  # of MLflow
+    *TRACKING,
 }
 # What can't change under way, whatever `resume` says: the data and their order, and the networks.
 FIXED = ("train_size", "train_batch_size", "seed", "dataset_dir", "image_size", "law", "autoencoder_path")
