@@ -3,54 +3,111 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import nibabel
+import numpy as np
 import torch
 from ignite.engine import Events
 from monai.engines import Workflow
 from monai.transforms import SaveImage
 from monai.utils import CommonKeys
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
+from ..atomic import PARTIAL, clear_partial, replacing
+from ..record import RunRecord
 from .measurement import measure_spheres, measure_values
 from .slices import describe_volume, plot_volumes
 
 logger = logging.getLogger(__name__)
 
+TABLE, RECORD = "samples.csv", "samples.json"
+
+
+class SampleFolder:
+    """A folder of generated volumes: volume ``i`` is ``sphere_0000i.nii.gz`` (float32), whole or not there at all.
+
+    ``samples.json`` says of which run the volumes are. What the folder holds of another run goes into a folder
+    ``earlier_1``, ``earlier_2``, ... in it; what it holds of this one is not generated again.
+
+    Args:
+        path: the folder; it is made.
+        count: how many volumes it is to hold.
+        record: settings of the run.
+        spheres: whether the volumes are spheres; others are called ``volume_0000i.nii.gz``.
+    """
+
+    def __init__(self, path: str | os.PathLike, count: int, record: RunRecord, spheres: bool = True) -> None:
+        self.path = Path(path)
+        self.prefix = "sphere" if spheres else "volume"
+        self.count = count
+        self.record = record.values
+
+    def open(self) -> SampleFolder:
+        """Make the folder ready for the run."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        clear_partial(self.path)
+        earlier = [path for path in sorted(self.path.glob("*_?????*.nii.gz")) if not self._is_asked_for(path)]
+        there = self._read_record()
+        if there != self.record:
+            earlier = [path for path in self.path.iterdir() if path.is_file()]
+        if earlier:
+            number = 1 + sum(path.is_dir() for path in self.path.glob("earlier_*"))
+            aside = self.path / f"earlier_{number}"
+            aside.mkdir()
+            for path in earlier:
+                path.rename(aside / path.name)
+            logger.info("%d files of an earlier run are now in %s", len(earlier), aside)
+        if there != self.record:
+            with replacing(self.path / RECORD) as partial:
+                partial.write_text(json.dumps(self.record, indent=2) + "\n")
+        return self
+
+    def file(self, index: int) -> Path:
+        """Return the path of volume ``index``."""
+        return self.path / f"{self.prefix}_{index:05d}.nii.gz"
+
+    def missing(self, volumes: Dataset) -> Subset:
+        """Return those items of a dataset whose volumes are still to be generated."""
+        self.open()
+        return Subset(volumes, [i for i in range(self.count) if not self.file(i).exists()])
+
+    def _is_asked_for(self, path: Path) -> bool:
+        return path in {self.file(i) for i in range(self.count)}
+
+    def _read_record(self) -> Mapping[str, str] | None:
+        try:
+            return json.loads((self.path / RECORD).read_text())
+        except (OSError, ValueError):
+            return None
+
 
 class SampleWriter:
     """Writes the volumes that an evaluator generates, the parameters measured in each, and a preview.
 
-    Volume ``i`` becomes ``sphere_0000i.nii.gz`` (float32), its row of ``samples.csv`` holds ``file`` and what was
-    measured in it, and ``preview.png`` shows the slices of the first volumes.
+    ``samples.csv`` has a row for each volume: ``file`` and what was measured in it. ``preview.png`` shows the slices of
+    the first volumes.
 
     Args:
-        output_dir: the folder to write to; it is made.
+        folder: where to write.
         preview_size: how many volumes to show.
         spacing: size of a voxel along each axis, in mm.
-        spheres: whether the volumes are spheres, to be measured by ``measure_spheres``; others are called
-            ``volume_0000i.nii.gz``, and the table holds ``voxels`` (how many are not 0) and their ``mean`` and ``std``.
     """
 
-    def __init__(
-        self,
-        output_dir: str | os.PathLike,
-        preview_size: int = 8,
-        spacing: Sequence[float] = (1.0, 1.0, 1.0),
-        spheres: bool = True,
-    ) -> None:
-        self.output_dir = Path(output_dir)
+    def __init__(self, folder: SampleFolder, preview_size: int = 8, spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> None:
+        self.folder = folder
         self.preview_size = preview_size
-        self.prefix = "sphere" if spheres else "volume"
         self.affine = torch.diag(torch.tensor([*spacing, 1.0], dtype=torch.float64))
-        self.measure = measure_spheres if spheres else measure_values
-        self.rows: list[dict[str, str | float]] = []
-        self.preview: list[torch.Tensor] = []
+        self.measure = measure_spheres if folder.prefix == "sphere" else measure_values
+        self.rows: dict[int, dict[str, Any]] = {}
         self.save = SaveImage(
-            output_dir=output_dir,
+            output_dir=folder.path,
             output_postfix="",
             output_ext=".nii.gz",
             output_dtype="float32",
@@ -61,57 +118,86 @@ class SampleWriter:
 
     def attach(self, engine: Workflow) -> None:
         """Register with an evaluator whose batches have an ``index`` and whose prediction is volumes."""
-        engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.write)
-        engine.add_event_handler(Events.COMPLETED, self.finish)
-
-    def start(self, engine: Workflow) -> None:
-        """Forget an earlier run's volumes."""
-        self.rows.clear()
-        self.preview.clear()
 
     def write(self, engine: Workflow) -> None:
         """Write a batch of volumes and measure them."""
         volumes = engine.state.output[CommonKeys.PRED].cpu()
-        measured = self.measure(volumes)
-        for k, (index, volume) in enumerate(zip(engine.state.batch["index"].tolist(), volumes, strict=True)):
-            name = f"{self.prefix}_{index:05d}.nii.gz"
-            self.save(volume, meta_data={"filename_or_obj": name, "affine": self.affine, "space": "RAS"})
-            # six digits are more than a measurement of a volume is worth
-            self.rows.append({"file": name, **{key: float(f"{values[k]:.6g}") for key, values in measured.items()}})
-        self.preview.extend(volumes[: self.preview_size - len(self.preview)])
+        for index, volume in zip(engine.state.batch["index"].tolist(), volumes, strict=True):
+            with replacing(self.folder.file(index)) as partial:
+                assert partial.name.startswith(PARTIAL)
+                meta = {"filename_or_obj": partial.name, "affine": self.affine, "space": "RAS"}
+                self.save(volume, meta_data=meta)
+            self._note(index, volume)
 
-    def finish(self, engine: Workflow) -> None:
-        """Write the table and the preview."""
-        with (self.output_dir / "samples.csv").open("w", newline="") as file:
-            table = csv.DictWriter(file, fieldnames=list(self.rows[0]))
+    def _note(self, index: int, volume: torch.Tensor) -> None:
+        # one at a time, for in a batch a sum's last digit may depend on its neighbours
+        measured = self.measure(volume[None])
+        # six digits are more than a measurement of a volume is worth
+        values = {name: float(f"{value.item():.6g}") for name, value in measured.items()}
+        self.rows[index] = {"file": self.folder.file(index).name, **values}
+
+    def finish(self) -> None:
+        """Write the table and the preview, of all volumes that the folder is to hold."""
+        for index in range(self.folder.count):
+            if index not in self.rows:  # generated by a run that was stopped
+                self._note(index, self._read(index))
+        rows = [self.rows[index] for index in range(self.folder.count)]
+        with replacing(self.folder.path / TABLE) as partial, partial.open("w", newline="") as file:
+            table = csv.DictWriter(file, fieldnames=list(rows[0]))
             table.writeheader()
-            table.writerows(self.rows)
-        titles = [f"{row['file']}\n{describe_volume(row)}" for row in self.rows[: len(self.preview)]]  # type: ignore
-        plot_volumes([{"": volume} for volume in self.preview], titles, self.output_dir / "preview.png", across=2)
-        logger.info("%d volumes in %s", len(self.rows), self.output_dir)
+            table.writerows(rows)
+        shown = rows[: self.preview_size]
+        titles = [f"{row['file']}\n{describe_volume(row)}" for row in shown]
+        items = [{"": self._read(index)} for index in range(len(shown))]
+        plot_volumes(items, titles, self.folder.path / "preview.png", across=2)
+        logger.info("%d volumes in %s", len(rows), self.folder.path)
+
+    def _read(self, index: int) -> torch.Tensor:
+        image: Any = nibabel.load(self.folder.file(index))
+        return torch.from_numpy(image.get_fdata(dtype=np.float32))[None]
 
 
 class VolumeStore(Dataset[dict[str, torch.Tensor]]):
     """Keeps the volumes that an evaluator generates: a handler to attach, and then a dataset of them.
 
-    Item ``i`` is ``{CommonKeys.IMAGE: (1, D, H, W) float32}``, on the CPU.
+    Item ``i`` is ``{CommonKeys.IMAGE: (1, D, H, W) float32}``. They lie in a file without a name, which goes with the
+    process, so that memory does not grow with their number; of each volume it holds which voxels are not 0, and their
+    values.
     """
 
     def __init__(self) -> None:
-        self.volumes: list[torch.Tensor] = []
+        self.shape: tuple[int, ...] = ()
+        self.places: list[tuple[int, int]] = []  # where a volume begins in the file, and how many values it has
 
     def attach(self, engine: Workflow) -> None:
         """Register with an evaluator whose prediction is volumes."""
-        engine.add_event_handler(Events.STARTED, self.volumes.clear)
+        engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.keep)
+
+    def start(self) -> None:
+        """Forget an earlier run's volumes."""
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as the dataset is used
+        self.places.clear()
 
     def keep(self, engine: Workflow) -> None:
         """Keep a batch."""
-        self.volumes.extend(engine.state.output[CommonKeys.PRED].cpu())
+        for volume in engine.state.output[CommonKeys.PRED].cpu().numpy():
+            values = volume[volume != 0]
+            self.shape = volume.shape
+            self.places.append((self.file.tell(), len(values)))
+            self.file.write(np.packbits(volume != 0).tobytes() + values.tobytes())
+        self.file.flush()
 
     def __len__(self) -> int:
-        return len(self.volumes)
+        return len(self.places)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {CommonKeys.IMAGE: self.volumes[index]}
+        start, count = self.places[index]
+        size = int(np.prod(self.shape))
+        # pread: worker processes share the file's position
+        content = os.pread(self.file.fileno(), -(-size // 8) + 4 * count, start)
+        support = np.unpackbits(np.frombuffer(content, np.uint8, -(-size // 8)), count=size).astype(bool)
+        volume = np.zeros(size, np.float32)
+        volume[support] = np.frombuffer(content, np.float32, count, -(-size // 8))
+        return {CommonKeys.IMAGE: torch.from_numpy(volume.reshape(self.shape))}

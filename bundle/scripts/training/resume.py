@@ -2,68 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..atomic import clear_partial
 from ..checks import SettingError
-from ..config import TRACKING, find_parser
+from ..record import RunRecord, describe, find_differences
 
 logger = logging.getLogger(__name__)
 
-# What does not change what is trained, or is part of no training.
-UNRECORDED = {
-    *("bundle_root", "output_dir", "ckpt_dir", "device", "num_workers", "verbose", "resume", "keep_checkpoints"),
-    *("imports", "initialize", "run", "finalize", "_meta_", "_desc_"),
-    *TRACKING,
-}
 # What can't change under way, whatever `resume` says: the data and their order, and the networks.
 FIXED = ("train_size", "train_batch_size", "seed", "dataset_dir", "image_size", "law", "autoencoder_path")
 
 
-class TrainingRecord:
-    """The settings of the training that is being run, to be kept in its checkpoints.
-
-    Attributes:
-        values: each leaf of the config that matters, by its id (``loss#kl_weight``), as text; instead of the path of
-            the autoencoder's weights, their digest.
-    """
-
-    def __init__(self) -> None:
-        config = {key: value for key, value in find_parser().get().items() if key not in UNRECORDED}
-        self.values = dict(_flatten(config))
-        path = find_parser().get_parsed_content("autoencoder_path", default=None)
-        if path is not None and Path(path).is_file():
-            self.values["autoencoder_path"] = "sha256 " + hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-
-    def state_dict(self) -> dict[str, str]:
-        """Return the settings, for a checkpoint."""
-        return self.values
-
-    def load_state_dict(self, state_dict: Mapping[str, str]) -> None:
-        """Keep the settings of this training, whatever a checkpoint says."""
-
-
-def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict) and value.get("_target_") != "MLFlowHandler":
-        for name, item in value.items():
-            yield from _flatten(item, f"{key}#{name}" if key else name)
-    elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
-        for i, item in enumerate(value):
-            yield from _flatten(item, f"{key}#{i}")
-    elif not isinstance(value, dict):
-        # an object that a program has put in has no text of its own that would last
-        plain = value is None or isinstance(value, bool | int | float | str | list)
-        yield key, repr(value) if plain else type(value).__name__
-
-
-def find_checkpoint(ckpt_dir: str | os.PathLike, resume: bool | str, record: TrainingRecord) -> Path | None:
+def find_checkpoint(ckpt_dir: str | os.PathLike, resume: bool | str, record: RunRecord) -> Path | None:
     """Find the checkpoint that a training carries on from.
 
     Args:
@@ -120,16 +76,12 @@ def _progress(path: Path) -> tuple[int, int]:
 
 
 def _compare(there: Mapping[str, str], here: Mapping[str, str], folder: Path, resume: bool | str) -> None:
-    differing = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+    differences = find_differences(there, here)
     if resume is True:
-        differing = [key for key in differing if key.split("#")[0] in FIXED or "_def#" in key]
-    if differing:
-        shown = ", ".join(
-            f"{key} ({there.get(key, 'none')} there, {here.get(key, 'none')} here)" for key in differing[:5]
-        )
-        more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+        differences = {key: text for key, text in differences.items() if key.split("#")[0] in FIXED or "_def#" in key}
+    if differences:
         raise SettingError(
-            f"resume={resume!r}: {folder} holds a training of other settings: {shown}{more}. "
+            f"resume={resume!r}: {folder} holds a training of other settings: {describe(differences)}. "
             + ("" if resume is True else "With resume=true it carries on, as far as these can change. ")
             + "Another output_dir starts a new one."
         )
