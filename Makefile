@@ -7,6 +7,8 @@ SMOKE := configs/smoke.json
 TOOL := PYTHONPATH=bundle $(BIN)/python -m
 CONFIGS := $(filter-out bundle/configs/metadata.json,$(wildcard bundle/configs/*.json))
 
+RELEASED := --autoencoder_path models/model_autoencoder.pt --model_path models/model.pt
+
 # make VERBOSE=1 shows what is otherwise left out: MONAI's notice that a config is code, pip's lines, MONAI's log.
 ifndef VERBOSE
 export PYTHONWARNINGS := ignore:parsing config_file,ignore:Detected deprecated name
@@ -36,7 +38,7 @@ $(VENV)/.dev: $(VENV)/.base
 	@touch $@
 
 generate: setup  ## volumes from the released weights, into bundle/runs/inference
-	@cd bundle && $(BUNDLE) --config_file configs/inference.json
+	@cd bundle && $(BUNDLE) --config_file configs/inference.json --model_path models/model.pt
 
 train: setup  ## both stages from scratch, into bundle/runs
 	cd bundle && $(BUNDLE) --config_file configs/train_autoencoder.json
@@ -46,7 +48,7 @@ train: setup  ## both stages from scratch, into bundle/runs
 		--autoencoder_path runs/decoder/model_autoencoder.pt
 
 evaluate: setup  ## the released weights against the truth, into bundle/runs/evaluate
-	cd bundle && $(BUNDLE) --config_file configs/evaluate.json
+	cd bundle && $(BUNDLE) --config_file configs/evaluate.json $(RELEASED)
 
 publish: setup  ## put the trained weights of `make train` into bundle/models, once they are seen to load
 	cd bundle && $(BUNDLE) publish --config_file configs/evaluate.json \
@@ -55,9 +57,9 @@ publish: setup  ## put the trained weights of `make train` into bundle/models, o
 figures: dev  ## from the released weights, the pictures of the documents and models/fidelity.json
 	cd bundle && $(BUNDLE) preview --config_file configs/data.json --output_dir runs/figures
 	mkdir -p bundle/docs/figures && cp bundle/runs/figures/preview.png bundle/docs/figures/spheres.png
-	cd bundle && $(BUNDLE) --config_file configs/inference.json --output_dir runs/figures
-	cp bundle/runs/figures/preview.png bundle/docs/figures/generated.png
-	cd bundle && $(BUNDLE) --config_file configs/evaluate.json --output_dir runs/figures
+	cd bundle && $(BUNDLE) --config_file configs/inference.json --output_dir runs/figures/inference --model_path models/model.pt
+	cp bundle/runs/figures/inference/preview.png bundle/docs/figures/generated.png
+	cd bundle && $(BUNDLE) --config_file configs/evaluate.json --output_dir runs/figures $(RELEASED)
 	cp bundle/runs/figures/reconstructions.png bundle/runs/figures/fidelity.png bundle/docs/figures
 	cp bundle/runs/figures/fidelity.json bundle/models
 	$(TOOL) tools.documents

@@ -16,7 +16,7 @@ UNRECORDED = (
     *TRACKING,
 )
 # Files of weights, which count by what is in them.
-FILES = ("autoencoder_path", "model_path")
+FILES = {"autoencoder_file": "autoencoder_path", "model_file": "model_path"}
 
 
 class RunRecord:
@@ -34,10 +34,10 @@ class RunRecord:
         parser = find_parser()
         unrecorded = {*UNRECORDED, *ignore}
         self.values = dict(_flatten({key: value for key, value in parser.get().items() if key not in unrecorded}))
-        for key in FILES:
-            if key in parser and parser.get_parsed_content(key):
-                content = Path(parser.get_parsed_content(key)).read_bytes()
-                self.values[key] = "sha256 " + hashlib.sha256(content).hexdigest()[:16]
+        for file, key in FILES.items():
+            path = parser.get_parsed_content(file) if file in parser else None
+            if path:
+                self.values[key] = "sha256 " + hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
     def state_dict(self) -> dict[str, str]:
         """Return the settings, for a checkpoint."""

@@ -39,6 +39,28 @@ def write_state(weights: Mapping[str, Any], path: str | os.PathLike) -> None:
         raise PlainError(f"{path} can't be written: {error}. Files that were written before are whole.") from error
 
 
+def find_weights(path: str | os.PathLike, key: str, trained: str, released: str) -> str:
+    """Find the weights that a key stands for, and say which they are.
+
+    Args:
+        path: value of the key: ``auto`` stands for the weights that were trained here last, if there are some, else the
+            released ones.
+        key: name of the key.
+        trained: where a training writes its weights by default.
+        released: where the released ones are.
+
+    Returns:
+        Path of the file.
+    """
+    if str(path) != "auto":
+        return os.fspath(path)
+    if Path(trained).is_file():
+        logger.info("%s: %s, trained here (--%s %s takes the released weights)", key, trained, key, released)
+        return trained
+    logger.info("%s: %s, the released weights (there is no %s)", key, released, trained)
+    return released
+
+
 def load_weights(network: nn.Module, path: str | os.PathLike, key: str) -> nn.Module:
     """Read a state dict into a network.
 
