@@ -1,13 +1,12 @@
 """Files of weights and checkpoints."""
 
-import os
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from scripts.checks import SettingError
-from scripts.training.checkpoints import newest_checkpoint
 from scripts.weights import load_weights, save_weights
 
 
@@ -78,31 +77,10 @@ def test_interrupted_save(network, tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def fail(_, file):
-        file.write(b"half")
+        Path(file).write_bytes(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(KeyboardInterrupt):
         save_weights(network, path)
     assert path.read_bytes() == before
-
-
-def test_newest_checkpoint(tmp_path):
-    """The newest checkpoint that can be read is found."""
-    assert newest_checkpoint(tmp_path / "none") is None
-    assert newest_checkpoint(tmp_path) is None
-    for epoch in (2, 9, 10):
-        torch.save({"epoch": epoch}, tmp_path / f"checkpoint_epoch={epoch}.pt")
-    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint_epoch=10.pt")
-    (tmp_path / "checkpoint_epoch=10.pt").write_bytes(b"half a file")
-    (tmp_path / "best_model_ssim=0.5.pt").write_bytes(b"")
-    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint_epoch=9.pt")
-
-
-def test_newest_checkpoint_by_time(tmp_path):
-    """A fresh training's checkpoint is newer than an earlier one's of a later epoch."""
-    for epoch, time in ((8, 1_000), (2, 2_000)):
-        path = tmp_path / f"checkpoint_epoch={epoch}.pt"
-        torch.save({"epoch": epoch}, path)
-        os.utime(path, (time, time))
-    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint_epoch=2.pt")
