@@ -34,8 +34,8 @@ ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "bundle"
 CONFIGS = BUNDLE / "configs"
 STAGES = ("train_autoencoder", "train_diffusion")
-# An eighth of the volume in float32: seconds, on the same path of code.
-SMALL = {"image_size": 32, "precision": "float32", "train_size": 16, "val_size": 2}
+# An eighth of the volume, two steps an epoch, in float32: seconds, on the same path of code.
+SMALL = {"image_size": 32, "precision": "float32", "train_size": 8, "train_batch_size": 4, "val_size": 2}
 
 
 def read_json(path: Path) -> Any:
@@ -184,6 +184,28 @@ def small_autoencoder(make_once) -> Path:
         run_workflow("train_autoencoder", "smoke", **SMALL, epochs=1, output_dir=str(folder))
 
     return make_once("small_autoencoder", fill) / "model_autoencoder.pt"
+
+
+@pytest.fixture(scope="session")
+def small_weights(small_autoencoder, make_once) -> dict[str, str]:
+    """Weights of both stages, trained at the sizes of ``SMALL`` for an epoch, by their keys."""
+    return _train_small_diffusion(small_autoencoder, make_once, "small_diffusion")
+
+
+@pytest.fixture(scope="session")
+def diffusion_weights(small_autoencoder, make_once) -> dict[str, str]:
+    """As ``small_weights``, of a diffusion of 20 timesteps instead of a rectified flow."""
+    steps = {"num_train_timesteps": 20, "num_inference_steps": 5}
+    return _train_small_diffusion(small_autoencoder, make_once, "small_ddpm", "diffusion", **steps)
+
+
+def _train_small_diffusion(autoencoder: Path, make_once, name: str, *overlays: str, **settings: Any) -> dict[str, str]:
+    settings |= {**SMALL, "epochs": 1, "autoencoder_path": str(autoencoder)}
+
+    def fill(folder: Path) -> None:
+        run_workflow("train_diffusion", *overlays, "smoke", **settings, output_dir=str(folder))
+
+    return {"autoencoder_path": str(autoencoder), "model_path": str(make_once(name, fill) / "model.pt")}
 
 
 @pytest.fixture

@@ -174,7 +174,7 @@ def find(config: dict, path: str):
 REPEATED = {
     "dtype": "train_autoencoder train_diffusion inference evaluate",
     "law": "train_autoencoder train_diffusion evaluate data",
-    "scans": "train_autoencoder train_diffusion data evaluate_scans",
+    "scans": "train_autoencoder train_diffusion data",
     "autoencoder_def": "train_autoencoder train_diffusion inference evaluate",
     "diffusion_def": "train_diffusion inference evaluate",
     "sampler": "train_diffusion inference evaluate",

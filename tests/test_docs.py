@@ -4,7 +4,7 @@ import re
 import shlex
 
 import pytest
-from conftest import BUNDLE, ROOT, make_workflow, run_process
+from conftest import BUNDLE, ROOT, SMALL, make_workflow, read_config, run_process
 from documents import DOCUMENTS, read_blocks, read_commands, read_links, read_targets
 from fire.parser import DefaultParseValue
 
@@ -20,36 +20,29 @@ def test_contract_is_documented():
 
 
 @pytest.mark.parametrize("line", RUNS)
-def test_command_runs(line, smoke, folder, tmp_path):
-    """Each ``python -m monai.bundle run`` line, with smoke sizes, the smoke weights and another output folder."""
+def test_command_runs(line, small_weights, diffusion_weights, folder, tmp_path):
+    """Each ``python -m monai.bundle run`` line, at small sizes, with small weights and another output folder."""
     arguments = shlex.split(line, comments=True)[4:]
     run_id = "run" if arguments[0].startswith("--") else arguments.pop(0)
     options = dict(zip([name.removeprefix("--") for name in arguments[::2]], arguments[1::2], strict=True))
     configs = re.findall(r"configs/(\w+)\.json", options.pop("config_file"))
     values = {name: DefaultParseValue(value) for name, value in options.items()}  # as MONAI's command line does
-    for key in ("autoencoder_path", "model_path"):
-        if key in values or (configs[0] in ("train_diffusion", "evaluate", "inference") and key == "model_path"):
-            values[key] = str(smoke[key])
-    if "dataset_dir" in values:
-        values["dataset_dir"] = str(folder)
-        if configs[0].startswith("train"):
-            values["train_batch_size"] = 4  # of six volumes, four to train from
-    if "output_path" in values:
-        values["output_path"] = str(tmp_path / "converted.pt")
-    if configs[0] in ("train_diffusion", "evaluate"):
-        values["autoencoder_path"] = str(smoke["autoencoder_path"])
-    if configs[0] == "train_diffusion":
-        del values["model_path"]
+    top = read_config(configs[0])
+    sizes = {key: value for key, value in SMALL.items() if key in top}
+    if {"diffusion", "ddpm"} & set(configs):
+        sizes |= {"num_train_timesteps": 20, "num_inference_steps": 20 if "ddpm" in configs else 5}
+    if "inference_export" in configs:  # whose file repeats the network for each step
+        sizes |= {"num_inference_steps": 2}
+    weights = diffusion_weights if {"diffusion", "ddpm"} & set(configs) else small_weights
+    values |= {key: path for key, path in weights.items() if key in values or top.get(key) == "auto"}
+    paths = {"dataset_dir": folder, "output_path": tmp_path / "converted.pt", "output_dir": tmp_path / "out"}
+    values |= {key: str(path) for key, path in paths.items() if key in values or key == "output_dir"}
+    if "num_samples" in values:
+        values["num_samples"] = 2
     if run_id == "publish":
         (tmp_path / "models").mkdir()
         (tmp_path / "scripts").symlink_to(BUNDLE / "scripts")
-    sizes = {"num_samples": 2} if "num_samples" in values else {}
-    if "ddpm" in configs:  # which takes every step
-        sizes |= {"num_inference_steps": 20, "num_train_timesteps": 20}
-    if "inference_export" in configs:  # whose file repeats the network for each step
-        sizes |= {"num_inference_steps": 2}
-    settings = {**values, **sizes, "output_dir": str(tmp_path / "out")}
-    workflow = make_workflow(*configs, "smoke", run_id=run_id, **settings)
+    workflow = make_workflow(*configs, "smoke", run_id=run_id, **{**sizes, **values})
     if run_id == "publish":
         workflow.parser["bundle_root"] = str(tmp_path)
         workflow.initialize()

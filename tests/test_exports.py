@@ -106,12 +106,12 @@ def test_onnx_voxel_distribution(exported, generator, noise, tmp_path):
 
 
 @pytest.mark.parametrize("overlay", ["diffusion", "ddpm"])
-def test_unrolled_loop_is_inferers(overlay, smoke, noise):
+def test_unrolled_loop_is_inferers(overlay, diffusion_weights, noise):
     """The loop that is exported is the inferer's, for every scheduler."""
     workflow = make_workflow(
         "inference",
         *(["diffusion", "ddpm"] if overlay == "ddpm" else ["diffusion"]),
-        model_path=str(smoke["model_path"]),
+        model_path=diffusion_weights["model_path"],
         num_train_timesteps=20,
         num_inference_steps=20 if overlay == "ddpm" else 4,
         precision="float32",

@@ -98,7 +98,7 @@ workflow = create_workflow(
     workflow_type="train",
     output_dir=output,
     autoencoder_path=weights,
-    train_size=1024,
+    train_size=320,
 )
 from scripts.data.latents import EncodedLatents
 
@@ -110,14 +110,14 @@ class Watched(list):
             resident.append(psutil.Process().memory_info().rss)
         return volumes[index]
 
-EncodedLatents(Watched(range(1024)), workflow.parser.get_parsed_content("autoencoder")).posterior
+EncodedLatents(Watched(range(320)), workflow.parser.get_parsed_content("autoencoder")).posterior
 print(resident[-1] - resident[7])
 """
 
 
 def test_encoding_memory(smoke, tmp_path):
-    # What is kept of a batch of 8 volumes is 16 kB; it once took up to 20 MB a batch, 22 GB in a whole training. The
-    # heap of a fresh process fragments as a user's does; this one's, after other tests, need not.
+    # What is kept of a batch of 8 volumes is 16 kB; it once took up to 20 MB a batch, 800 MB here. The heap of a fresh
+    # process fragments as a user's does; this one's, after other tests, need not.
     arguments = map(str, (BUNDLE, smoke["autoencoder_path"], tmp_path))
     output = run_process("python", "-c", ENCODE, *arguments, folder=tmp_path).stdout
     assert int(output.splitlines()[-1]) < 200e6

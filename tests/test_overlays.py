@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import CONFIGS, find_mistake, make_workflow, run_workflow
+from conftest import CONFIGS, SMALL, find_mistake, make_workflow, read_config, run_workflow
 from documents import read_overlays
 
 PAIRS = read_overlays()
@@ -19,51 +19,57 @@ def test_table_names_every_overlay():
 def deterministic(tmp_path_factory) -> dict[str, str]:
     """Weights of both stages with the tutorials' autoencoder."""
     root = tmp_path_factory.mktemp("deterministic")
-    run_workflow("train_autoencoder", "train_autoencoder_l1", "smoke", output_dir=str(root))
-    autoencoder = str(root / "model_autoencoder.pt")
+    settings = {**SMALL, "epochs": 1}
+    run_workflow("train_autoencoder", "train_autoencoder_l1", "smoke", **settings, output_dir=str(root))
+    path = str(root / "model_autoencoder.pt")
     run_workflow(
-        "train_diffusion", "deterministic", "smoke", output_dir=str(root / "diffusion"), autoencoder_path=autoencoder
+        "train_diffusion", "deterministic", "smoke", **settings, output_dir=str(root / "diffusion"), autoencoder_path=path
     )
-    return {"autoencoder_path": autoencoder, "model_path": str(root / "diffusion" / "model.pt")}
+    return {"autoencoder_path": path, "model_path": str(root / "diffusion" / "model.pt")}
 
 
 @pytest.mark.parametrize(
     ("config", "overlay"), sorted((config, overlay) for config, overlay in PAIRS if overlay not in ELSEWHERE)
 )
-def test_overlay_runs(config, overlay, smoke, deterministic, tmp_path):
-    weights = deterministic if "deterministic" in overlay else {name: str(path) for name, path in smoke.items()}
+def test_overlay_runs(config, overlay, small_weights, diffusion_weights, deterministic, tmp_path):
     keys = {"train_diffusion": ["autoencoder_path"], "inference": ["model_path"]}
     keys["evaluate"] = ["autoencoder_path", "model_path"]
-    settings = {key: weights[key] for key in keys.get(config, [])}
-    if overlay == "train_autoencoder_decoder":
-        settings["autoencoder_path"] = weights["autoencoder_path"]
+    keys["train_autoencoder"] = ["autoencoder_path"] if overlay == "train_autoencoder_decoder" else []
+    kinds = {"diffusion": diffusion_weights, "ddpm": diffusion_weights}
+    weights = deterministic if "deterministic" in overlay else kinds.get(overlay, small_weights)
+    settings = SMALL | {key: weights[key] for key in keys[config]}
+    # a model is sampled with the timesteps that it was trained with, by DDPM in as many steps
+    overlays, steps = [overlay], 5
     if overlay == "ddpm":
-        settings |= {"num_inference_steps": 20, "num_train_timesteps": 20}
-    run_workflow(config, overlay, "smoke", output_dir=str(tmp_path), **settings)
-    assert {path.name for path in tmp_path.rglob("*.*")} & {
-        "model_autoencoder.pt",
-        "model.pt",
-        "samples.csv",
-        "fidelity.json",
-    }
+        overlays, steps = ["diffusion", "ddpm"], 20
+    if overlay in kinds:
+        settings |= {"num_train_timesteps": 20, "num_inference_steps": steps}
+    settings = {key: value for key, value in settings.items() if key in read_config(config)}
+    run_workflow(config, *overlays, "smoke", output_dir=str(tmp_path), **settings)
+    written = {path.name for path in tmp_path.rglob("*.*")}
+    assert written & {"model_autoencoder.pt", "model.pt", "samples.csv", "fidelity.json"}
 
 
-def test_decoder_keeps_latents(smoke, tmp_path):
+def test_decoder_keeps_latents(small_autoencoder, tmp_path):
     """Training the decoder leaves the latents where they were."""
-    path = str(smoke["autoencoder_path"])
-    run_workflow(
-        "train_autoencoder", "train_autoencoder_decoder", "smoke", autoencoder_path=path, output_dir=str(tmp_path)
-    )
-    before, after = torch.load(path), torch.load(tmp_path / "model_autoencoder.pt")
+    settings = SMALL | {"autoencoder_path": str(small_autoencoder), "output_dir": str(tmp_path)}
+    run_workflow("train_autoencoder", "train_autoencoder_decoder", "smoke", **settings)
+    before, after = torch.load(small_autoencoder), torch.load(tmp_path / "model_autoencoder.pt")
     for name, value in before.items():
         decodes = name.startswith(("decoder", "post_quant_conv"))
         assert torch.equal(value, after[name]) or decodes, name
     assert not all(torch.equal(value, after[name]) for name, value in before.items())
 
 
-def test_ddpm_in_fewer_steps(smoke, tmp_path):
-    weights = str(smoke["model_path"])
-    message = find_mistake(
-        lambda: make_workflow("inference", "ddpm", "smoke", output_dir=str(tmp_path), model_path=weights)
-    )
+def test_ddpm_in_fewer_steps(diffusion_weights, tmp_path):
+    settings = {"output_dir": str(tmp_path), "model_path": diffusion_weights["model_path"]}
+    message = find_mistake(lambda: make_workflow("inference", "diffusion", "ddpm", "smoke", **settings))
     assert message.startswith("num_inference_steps=5: must be num_train_timesteps=1000")
+
+
+@pytest.mark.parametrize(("overlays", "weights"), [(["diffusion"], "small_weights"), ([], "diffusion_weights")])
+def test_weights_of_other_process(overlays, weights, request, tmp_path):
+    """Weights of a rectified flow are not sampled as a diffusion's, nor the other way round."""
+    path = request.getfixturevalue(weights)["model_path"]
+    message = find_mistake(lambda: make_workflow("inference", *overlays, "smoke", model_path=path, image_size=32))
+    assert message.startswith("model_path") and "rectified flow" in message and "diffusion" in message

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import STAGES, make_workflow, run_workflow
+from conftest import STAGES, find_mistake, make_workflow, run_workflow
 from ignite.engine import Events
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
@@ -37,7 +37,7 @@ def same(first, second):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_step_moves_weights(stage, overrides):
-    trainer = make_workflow(stage, "smoke", **overrides(stage, train_size=8)).trainer
+    trainer = make_workflow(stage, "smoke", **overrides(stage, train_size=4)).trainer
     before = weights_of(trainer.network)
     trainer.run()
     assert trainer.state.iteration == 1
@@ -100,10 +100,8 @@ def test_epoch_writes_files(stage, overrides):
         assert same(ema, {name.removeprefix("diffusion_model."): value for name, value in final.items()})
 
     saved = torch.load(folder / "checkpoints" / "checkpoint_epoch=1.pt")
-    wanted = {"model", "optimizer", "lr_scheduler", "trainer", "best"} | (
-        {"ema"} if stage == "train_diffusion" else set()
-    )
-    assert set(saved) == wanted
+    wanted = {"model", "optimizer", "lr_scheduler", "trainer", "best", "random", "record", "events"}
+    assert set(saved) == wanted | ({"ema"} if stage == "train_diffusion" else set())
     assert saved["trainer"]["iteration"] == 2
 
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
@@ -212,9 +210,28 @@ def test_resume_of_finished_training(overrides):
 
 
 def test_resume_of_nothing(overrides):
-    """With nothing to resume, a training starts from the beginning."""
-    settings = overrides("train_autoencoder", train_size=8)
-    assert run_workflow("train_autoencoder", "smoke", **settings, resume=True).trainer.state.iteration == 1
+    """With nothing to carry on from, ``auto`` starts a training and ``true`` refuses to."""
+    settings = overrides("train_autoencoder", train_size=4)
+    message = find_mistake(lambda: make_workflow("train_autoencoder", "smoke", **settings, resume=True))
+    assert message.startswith("resume=True") and "no checkpoint" in message
+    assert run_workflow("train_autoencoder", "smoke", **settings).trainer.state.iteration == 1
+
+
+def test_resume_of_other_settings(overrides):
+    """A folder of another training is refused, and the differing key named; nothing in it changes."""
+    settings = overrides("train_autoencoder", train_size=4)
+    run_workflow("train_autoencoder", "smoke", **settings)
+    folder = Path(settings["output_dir"])
+    before = {path: path.read_bytes() for path in folder.rglob("*.pt")}
+    for changes, allowed in (
+        ({"lr": 1e-3}, "resume=true"),  # carries on, if asked to
+        ({"train_size": 16, "resume": True}, "Another output_dir"),
+        ({"resume": False}, "choose another output_dir"),
+    ):
+        message = find_mistake(lambda c=changes: make_workflow("train_autoencoder", "smoke", **{**settings, **c}))
+        assert message.startswith("resume=") and allowed in message
+        assert all(key in message for key in changes)
+    assert {path: path.read_bytes() for path in folder.rglob("*.pt")} == before
 
 
 def test_learning_rate(overrides):
@@ -229,11 +246,11 @@ def test_learning_rate(overrides):
         workflow.run()
         return seen
 
-    first = rates(train_size=160, val_interval=10, lr=1e-3)
+    first = rates(train_size=20, train_batch_size=1, val_interval=10, lr=1e-3)
     assert len(first) == 20
     assert first[0] == pytest.approx(1e-4) and first[2] == pytest.approx(1e-3)
     assert first[2] > first[10] > first[-1]
-    more = rates(train_size=160, val_interval=10, lr=1e-3, epochs=2, resume=True)
+    more = rates(train_size=20, train_batch_size=1, val_interval=10, lr=1e-3, epochs=2, resume=True)
     assert len(more) == 20
     assert 0.3e-3 < more[0] < 0.7e-3  # half way down the longer cosine
     assert more[-1] < 0.1e-3
@@ -304,7 +321,8 @@ def test_clipping_with_scaler():
     weight = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([weight], lr=1.0)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    engine = SimpleNamespace(optimizer=optimizer, scaler=scaler, state=SimpleNamespace(skipped_steps=0))
+    state = SimpleNamespace(skipped_steps=0)
+    engine = SimpleNamespace(optimizer=optimizer, scaler=scaler, loss_function=None, state=state)
     clip = GradientClipper(max_norm=0.5)
 
     scaler.scale(3 * weight[0] + 4 * weight[1]).backward()

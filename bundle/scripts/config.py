@@ -14,14 +14,14 @@ from typing import Any
 
 import psutil
 import torch
-from monai.bundle import ConfigParser
+from monai.bundle import DEFAULT_MLFLOW_SETTINGS, ConfigParser
 from monai.utils import optional_import
 
 from .checks import RULES, SettingError, check_settings
 from .command_line import end_plainly, on_command_line
 
 # Keys that MONAI's experiment tracking adds to a config.
-TRACKING = ("tracking_uri", "experiment_name", "run_name", "save_execute_config")
+TRACKING = tuple(key for key, value in DEFAULT_MLFLOW_SETTINGS["configs"].items() if not isinstance(value, dict))
 
 # Host or GPU memory that a training step takes, in bytes a voxel of a batch: the float32 activations of the decoder at
 # full size and their gradients, and what the loss makes of them (measured by `make benchmark ONLY=memory`).
