@@ -21,7 +21,8 @@ from .checks import RULES, SettingError, check_settings
 from .command_line import end_plainly, on_command_line
 
 # Keys that MONAI's experiment tracking adds to a config.
-TRACKING = tuple(key for key, value in DEFAULT_MLFLOW_SETTINGS["configs"].items() if not isinstance(value, dict))
+_SETTINGS: dict[str, Any] = DEFAULT_MLFLOW_SETTINGS["configs"]  # type: ignore[assignment]
+TRACKING = tuple(key for key, value in _SETTINGS.items() if not isinstance(value, dict))
 
 # Host or GPU memory that a training step takes, in bytes a voxel of a batch: the float32 activations of the decoder at
 # full size and their gradients, and what the loss makes of them (measured by `make benchmark ONLY=memory`).

@@ -14,7 +14,7 @@ from monai.utils import CommonKeys
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..model.autoencoder import VolumeAutoencoder
+from ..model.autoencoder import VolumeAutoencoder, take_volumes
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class EncodedLatents(Dataset):
         self.autoencoder.eval()
         with torch.no_grad():
             for batch in tqdm(batches, desc="encoding", unit="batch", leave=False):
-                mean, deviation = self.autoencoder.encode(batch[CommonKeys.IMAGE].to(device))
+                mean, deviation = self.autoencoder.encode(take_volumes(batch, device))
                 # Copied into numpy's memory: kept as they are, among the encoder's large activations, these small
                 # tensors fragment the host's memory: 22 GB of it over 8,192 volumes.
                 means.append(mean.cpu().numpy().copy())

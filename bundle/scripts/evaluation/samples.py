@@ -21,6 +21,7 @@ from monai.utils import CommonKeys
 from torch.utils.data import Dataset, Subset
 
 from ..atomic import PARTIAL, clear_partial, replacing
+from ..checks import SettingError
 from ..record import RunRecord
 from .measurement import measure_spheres, measure_values
 from .slices import describe_volume, plot_volumes
@@ -74,7 +75,20 @@ class SampleFolder:
         return self.path / f"{self.prefix}_{index:05d}.nii.gz"
 
     def missing(self, volumes: Dataset) -> Subset:
-        """Return those items of a dataset whose volumes are still to be generated."""
+        """Return those items of a dataset whose volumes are still to be generated.
+
+        Args:
+            volumes: items as ``LatentNoise``'s, one for each volume.
+
+        Raises:
+            SettingError: when it has others, or too few, as one that was put in its place may.
+        """
+        there = len(volumes)  # type: ignore[arg-type]
+        if there < self.count:
+            raise SettingError(f"num_samples={self.count}: must be at most {there}, the length of the dataset.")
+        wanted = {str(CommonKeys.IMAGE), "texture", "index"}
+        if not isinstance(volumes[0], Mapping) or wanted - volumes[0].keys():
+            raise SettingError(f"dataset: its items must be dictionaries with {', '.join(sorted(wanted))}.")
         self.open()
         return Subset(volumes, [i for i in range(self.count) if not self.file(i).exists()])
 

@@ -12,6 +12,7 @@ from monai.networks.utils import pixelshuffle
 from monai.utils import CommonKeys
 from torch import nn
 
+from ..checks import SettingError
 from ..environment import autocast
 from .distributions import ZeroInflatedNormal
 
@@ -174,5 +175,20 @@ def prepare_batch(
     batch: Mapping[str, torch.Tensor], device: torch.device, non_blocking: bool = False, **kwargs: object
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a batch's volumes twice, as what an autoencoder is given and what it is to return."""
-    image = batch[CommonKeys.IMAGE].to(device, non_blocking=non_blocking)
+    image = take_volumes(batch, device, non_blocking)
     return image, image
+
+
+def take_volumes(batch: object, device: torch.device, non_blocking: bool = False) -> torch.Tensor:
+    """Return a batch's volumes, (B, 1, D, H, W), on a device.
+
+    Raises:
+        SettingError: when it holds none, as one of a dataset that was replaced by names of files does.
+    """
+    image = batch.get(CommonKeys.IMAGE) if isinstance(batch, Mapping) else None
+    if not isinstance(image, torch.Tensor):
+        raise SettingError(
+            f"dataset#data: its items hold no volume under {str(CommonKeys.IMAGE)!r}; must be dictionaries with one. "
+            "Names of files are read where dataset_dir is set."
+        )
+    return image.to(device, non_blocking=non_blocking)
