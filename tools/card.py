@@ -48,7 +48,7 @@ the model's score over it.
 
 ## How to use
 
-Every command and key: [docs/README.md](docs/README.md).
+Every command: [docs/README.md](docs/README.md). Every key: [docs/settings.md](docs/settings.md).
 
 ```bash
 pip install {packages}
