@@ -27,8 +27,8 @@ RESULTS = Path(__file__).parent / "results" / "recipes.json"
 
 # What every training of a stage gets. The moving average spans 200 steps instead of 1,000, for a training this short.
 AUTOENCODER = "--train_size 4096 --epochs 1"
-DIFFUSION = "--train_size 8192 --epochs 16 --ema#momentum 0.005"
-SHORT = "--train_size 8192 --epochs 4 --ema#momentum 0.005 --val_interval 4"
+DIFFUSION = "--train_size 8192 --epochs 16"
+SHORT = "--train_size 8192 --epochs 4 --val_interval 4"
 EVALUATION = "--test_size 32 --diversity_size 2 --classifier_epochs 1 --num_samples 1000"
 
 # name: (config and overlays, options, names of what must be there first)

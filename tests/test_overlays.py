@@ -23,7 +23,12 @@ def deterministic(tmp_path_factory) -> dict[str, str]:
     run_workflow("train_autoencoder", "train_autoencoder_l1", "smoke", **settings, output_dir=str(root))
     path = str(root / "model_autoencoder.pt")
     run_workflow(
-        "train_diffusion", "deterministic", "smoke", **settings, output_dir=str(root / "diffusion"), autoencoder_path=path
+        "train_diffusion",
+        "deterministic",
+        "smoke",
+        **settings,
+        output_dir=str(root / "diffusion"),
+        autoencoder_path=path,
     )
     return {"autoencoder_path": path, "model_path": str(root / "diffusion" / "model.pt")}
 

@@ -6,5 +6,7 @@
 - ``evaluation``: measured spheres, fidelity to the law, metrics of reconstructions, figures.
 - ``data``: spheres, volumes from files, latents.
 - ``model``: distribution over voxels, autoencoder, diffusion model, generator, losses.
-- Below all: ``checks`` (what a user may set), ``environment`` (device and precision), ``weights`` (files).
+- Below all: ``checks`` (what a user may set), ``config`` (the config that is being run), ``record`` (its settings, kept
+  with what it wrote), ``command_line`` (errors and signals), ``environment`` (device and precision), ``weights`` (files
+  of weights), ``atomic`` (files that appear whole).
 """

@@ -87,8 +87,10 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "data_range": (lambda value: is_number(value) and value > 0, "a number above 0"),
     "ema_span": (lambda value: is_number(value) and 0 < value < 0.28, "a number above 0 and below 0.28"),
-    "lr": (lambda value: is_number(value) and value > 0, "a number above 0"),
-    "kl_weight": (lambda value: is_number(value) and value >= 0, "a number of at least 0"),
+    **dict.fromkeys(("lr", "discriminator_lr"), (lambda value: is_number(value) and value > 0, "a number above 0")),
+    **dict.fromkeys(
+        ("kl_weight", "adversarial_weight"), (lambda value: is_number(value) and value >= 0, "a number of at least 0")
+    ),
     **dict.fromkeys(("normalize", "verbose"), (lambda value: isinstance(value, bool), "true or false")),
     # the command line makes a text of true
     "resume": (lambda value: value in (True, False, "auto", "true", "false"), "auto, true or false"),

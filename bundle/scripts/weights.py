@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +39,14 @@ def write_state(weights: Mapping[str, Any], path: str | os.PathLike) -> None:
         raise PlainError(f"{path} can't be written: {error}. Files that were written before are whole.") from error
 
 
-def find_weights(path: str | os.PathLike, key: str, trained: str, released: str) -> str:
+def find_weights(path: str | os.PathLike, key: str, trained: str | Sequence[str], released: str) -> str:
     """Find the weights that a key stands for, and say which they are.
 
     Args:
         path: value of the key: ``auto`` stands for the weights that were trained here last, if there are some, else the
             released ones.
         key: name of the key.
-        trained: where a training writes its weights by default.
+        trained: where a training writes its weights by default, or several trainings theirs.
         released: where the released ones are.
 
     Returns:
@@ -54,10 +54,13 @@ def find_weights(path: str | os.PathLike, key: str, trained: str, released: str)
     """
     if str(path) != "auto":
         return os.fspath(path)
-    if Path(trained).is_file():
-        logger.info("%s: %s, trained here (--%s %s takes the released weights)", key, trained, key, released)
-        return trained
-    logger.info("%s: %s, the released weights (there is no %s)", key, released, trained)
+    places = [trained] if isinstance(trained, str) else trained
+    there = [place for place in places if Path(place).is_file()]
+    if there:
+        newest = max(there, key=lambda place: Path(place).stat().st_mtime)
+        logger.info("%s: %s, trained here (--%s %s takes the released weights)", key, newest, key, released)
+        return newest
+    logger.info("%s: %s, the released weights (there is no %s)", key, released, " or ".join(places))
     return released
 
 

@@ -35,20 +35,22 @@ LEAST_BACKGROUND = 0.01
 
 
 class LoadVolumed(MapTransform):
-    """Loads one channel of a volume, channel first, float32, with its metadata; voxels that are not finite become 0.
+    """Loads one channel of a volume, channel first, float32, with its metadata.
 
     Args:
         keys: as for every dictionary transform of MONAI's; items hold the path of a file.
         channel: which channel of a file of several.
+        background: what voxels become that are not finite.
 
     Raises:
         SettingError: when called, if a file can't be read (headers may be fine, and what follows cut off), lacks the
             channel, or holds nothing finite.
     """
 
-    def __init__(self, keys: str | Sequence[str] = CommonKeys.IMAGE, channel: int = 0) -> None:
+    def __init__(self, keys: str | Sequence[str] = CommonKeys.IMAGE, channel: int = 0, background: float = 0.0) -> None:
         super().__init__(keys)
         self.channel = channel
+        self.background = background
         self.load = LoadImage(image_only=True, ensure_channel_first=True)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -77,7 +79,7 @@ class LoadVolumed(MapTransform):
             count = int(volume.isinf().sum())
             logger.warning("%s: %d values beyond the range of float32 became background", file, count)
         volume.affine[:3] *= UNITS[header.get_xyzt_units()[0]]
-        return volume.nan_to_num(0.0, 0.0, 0.0)
+        return volume.nan_to_num(*[self.background] * 3)
 
 
 class Windowd(MapTransform):
@@ -237,7 +239,7 @@ class ScanPreprocessing(Compose):
         keys = CommonKeys.IMAGE
         super().__init__(
             [
-                LoadVolumed(keys, channel),
+                LoadVolumed(keys, channel, background=window[0] if window else 0.0),
                 Windowd(keys, window),
                 Orientationd(keys, axcodes="RAS", labels=None),
                 ResampleVolumed(keys, spacing),

@@ -29,6 +29,8 @@ from .slices import describe_volume, plot_volumes
 logger = logging.getLogger(__name__)
 
 TABLE, RECORD = "samples.csv", "samples.json"
+# What a run writes beside its volumes: moved away with them, where a user's own files stay.
+BESIDE = (TABLE, RECORD, "preview.png", "report.html", "run.json")
 
 
 class SampleFolder:
@@ -54,10 +56,12 @@ class SampleFolder:
         """Make the folder ready for the run."""
         self.path.mkdir(parents=True, exist_ok=True)
         clear_partial(self.path)
-        earlier = [path for path in sorted(self.path.glob("*_?????*.nii.gz")) if not self._is_asked_for(path)]
+        volumes = sorted(path for kind in ("sphere", "volume") for path in self.path.glob(f"{kind}_?????*.nii.gz"))
         there = self._read_record()
-        if there != self.record:
-            earlier = [path for path in self.path.iterdir() if path.is_file()]
+        if there == self.record:
+            earlier = [path for path in volumes if not self._is_asked_for(path)]
+        else:
+            earlier = [*volumes, *(path for path in map(self.path.joinpath, BESIDE) if path.is_file())]
         if earlier:
             number = 1 + sum(path.is_dir() for path in self.path.glob("earlier_*"))
             aside = self.path / f"earlier_{number}"
