@@ -165,13 +165,12 @@ def smoke(make_once) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def generated(smoke, make_once) -> Path:
-    """What inference and then evaluation write with the weights of ``smoke``, in one folder."""
+def generated(small_weights, make_once) -> Path:
+    """What inference and then evaluation write with the weights of ``small_weights``, in one folder."""
 
     def fill(folder: Path) -> None:
-        weights = {key: str(smoke[key]) for key in ("autoencoder_path", "model_path")}
         for name in ("inference", "evaluate"):
-            run_workflow(name, "smoke", output_dir=str(folder), **weights)
+            run_workflow(name, "smoke", image_size=32, output_dir=str(folder), **small_weights)
 
     return make_once("generated", fill)
 

@@ -200,9 +200,8 @@ def test_table_beside_real():
     assert rows[3].endswith("ok     95% interval 0.510 to 0.590")
 
 
-def test_evaluate_weights(smoke, tmp_path):
-    paths = {name: str(smoke[name]) for name in ("autoencoder_path", "model_path")}
-    run_workflow("evaluate", "smoke", output_dir=str(tmp_path), **paths)
+def test_evaluate_weights(small_weights, tmp_path):
+    run_workflow("evaluate", "smoke", image_size=32, output_dir=str(tmp_path), **small_weights)
     result = read_json(tmp_path / "fidelity.json")
     assert result["settings"]["num_samples"] == 4
     assert set(result["reconstruction"]) >= {"ssim", "ssim_oracle", "mse_ratio", "dice", "a_rmse", "b_rmse"}

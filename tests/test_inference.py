@@ -13,10 +13,11 @@ from scripts.evaluation.measurement import measure_spheres
 
 
 @pytest.fixture(scope="module")
-def generate(smoke, tmp_path_factory):
+def generate(small_weights, tmp_path_factory):
     def run(**overrides) -> Path:
         folder = tmp_path_factory.mktemp("inference")
-        run_workflow("inference", "smoke", output_dir=str(folder), model_path=str(smoke["model_path"]), **overrides)
+        settings = {"image_size": 32, "model_path": small_weights["model_path"], "output_dir": str(folder)}
+        run_workflow("inference", "smoke", **settings, **overrides)
         return folder
 
     return run
@@ -24,7 +25,7 @@ def generate(smoke, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sampled(generate) -> Path:
-    """What inference writes with its defaults and the weights of ``smoke``."""
+    """What inference writes with its defaults but for the size."""
     return generate()
 
 
@@ -36,7 +37,7 @@ def test_files_are_nifti(sampled):
     names = sorted(path.name for path in sampled.glob("*.nii.gz"))
     assert names == [f"sphere_{i:05d}.nii.gz" for i in range(4)]
     image = nibabel.load(sampled / names[0])
-    assert image.shape == (64, 64, 64)
+    assert image.shape == (32, 32, 32)
     assert image.get_data_dtype() == np.float32
     assert np.array_equal(image.affine, np.eye(4))
 
@@ -67,8 +68,8 @@ def test_volumes_by_index(sampled, generate, overrides):
     assert np.array_equal(volumes, expected)
 
 
-def test_another_decoder(smoke, generate, sampled, tmp_path):
-    weights = torch.load(smoke["autoencoder_path"])
+def test_another_decoder(small_weights, generate, sampled, tmp_path):
+    weights = torch.load(small_weights["autoencoder_path"])
     weights["decoder.blocks.0.conv.weight"] *= 2
     other = tmp_path / "other.pt"
     torch.save(weights, other)

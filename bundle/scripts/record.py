@@ -35,7 +35,8 @@ class RunRecord:
         unrecorded = {*UNRECORDED, *ignore}
         self.values = dict(_flatten({key: value for key, value in parser.get().items() if key not in unrecorded}))
         for file, key in FILES.items():
-            path = parser.get_parsed_content(file) if file in parser else None
+            given = next((name for name in (file, key) if name in parser), None)
+            path = parser.get_parsed_content(given) if given else None
             if path:
                 self.values[key] = "sha256 " + hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
