@@ -1,5 +1,6 @@
 """Files of weights and checkpoints."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from scripts.checks import SettingError
-from scripts.weights import load_weights, save_weights
+from scripts.weights import find_weights, load_weights, save_weights
 
 
 @pytest.fixture
@@ -84,3 +85,20 @@ def test_interrupted_save(network, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         save_weights(network, path)
     assert path.read_bytes() == before
+
+
+def test_find_weights(tmp_path, caplog):
+    """``auto`` is what was trained here last, else the released file; the log says which, and how to have the other."""
+    caplog.set_level("INFO")
+    released = tmp_path / "models" / "model_autoencoder.pt"
+    first, second = (tmp_path / "runs" / name / "model_autoencoder.pt" for name in ("autoencoder", "decoder"))
+    assert find_weights("auto", "autoencoder_path", tmp_path) == str(released)
+    for path, time in ((second, 1_000), (first, 2_000)):
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (time, time))
+        assert find_weights("auto", "autoencoder_path", tmp_path) == str(path)
+        assert str(path) in caplog.messages[-1] and f"--autoencoder_path {released}" in caplog.messages[-1]
+    os.utime(second, (3_000, 3_000))
+    assert find_weights("auto", "autoencoder_path", tmp_path) == str(second)
+    assert find_weights("other.pt", "autoencoder_path", tmp_path) == "other.pt"

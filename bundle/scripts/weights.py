@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,16 @@ from .atomic import replacing
 from .checks import PlainError, SettingError
 
 logger = logging.getLogger(__name__)
+
+# Where the released weights lie in the bundle's folder, and where trainings write theirs by default.
+PLACES = {
+    "autoencoder_path": (
+        "models/model_autoencoder.pt",
+        "runs/autoencoder/model_autoencoder.pt",
+        "runs/decoder/model_autoencoder.pt",
+    ),
+    "model_path": ("models/model.pt", "runs/diffusion/model.pt"),
+}
 
 
 def save_weights(network: nn.Module, path: str | os.PathLike, dtype: torch.dtype = torch.float32) -> None:
@@ -39,29 +49,27 @@ def write_state(weights: Mapping[str, Any], path: str | os.PathLike) -> None:
         raise PlainError(f"{path} can't be written: {error}. Files that were written before are whole.") from error
 
 
-def find_weights(path: str | os.PathLike, key: str, trained: str | Sequence[str], released: str) -> str:
+def find_weights(path: str | os.PathLike, key: str, bundle_root: str | os.PathLike) -> str:
     """Find the weights that a key stands for, and say which they are.
 
     Args:
         path: value of the key: ``auto`` stands for the weights that were trained here last, if there are some, else the
             released ones.
         key: name of the key.
-        trained: where a training writes its weights by default, or several trainings theirs.
-        released: where the released ones are.
+        bundle_root: the bundle's folder.
 
     Returns:
         Path of the file.
     """
     if str(path) != "auto":
         return os.fspath(path)
-    places = [trained] if isinstance(trained, str) else trained
-    there = [place for place in places if Path(place).is_file()]
-    if there:
-        newest = max(there, key=lambda place: Path(place).stat().st_mtime)
+    released, *trained = (Path(bundle_root) / place for place in PLACES[key])
+    newest = max((place for place in trained if place.is_file()), key=lambda place: place.stat().st_mtime, default=None)
+    if newest is None:
+        logger.info("%s: %s, the released weights (there is no %s)", key, released, " or ".join(map(str, trained)))
+    else:
         logger.info("%s: %s, trained here (--%s %s takes the released weights)", key, newest, key, released)
-        return newest
-    logger.info("%s: %s, the released weights (there is no %s)", key, released, " or ".join(places))
-    return released
+    return str(newest or released)
 
 
 def load_weights(network: nn.Module, path: str | os.PathLike, key: str) -> nn.Module:
