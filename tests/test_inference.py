@@ -74,5 +74,5 @@ def test_another_decoder(small_weights, generate, sampled, tmp_path):
     other = tmp_path / "other.pt"
     torch.save(weights, other)
     assert not np.array_equal(volumes_in(generate(autoencoder_path=str(other))), volumes_in(sampled))
-    same = volumes_in(generate(autoencoder_path=str(smoke["autoencoder_path"])))
+    same = volumes_in(generate(autoencoder_path=small_weights["autoencoder_path"]))
     assert np.array_equal(same, volumes_in(sampled))
