@@ -118,8 +118,8 @@ def test_convert_other_network(tmp_path):
 def test_backend_runs_all(tmp_path):
     """The other package trains, samples and evaluates."""
     sizes = {**SMALL, "epochs": 1, "train_size": 4}
-    run_workflow("train_autoencoder", "generative", "smoke", output_dir=str(tmp_path), **sizes)
-    paths = {"autoencoder_path": str(tmp_path / "model_autoencoder.pt")}
+    run_workflow("train_autoencoder", "generative", "smoke", output_dir=str(tmp_path / "stage_1"), **sizes)
+    paths = {"autoencoder_path": str(tmp_path / "stage_1" / "model_autoencoder.pt")}
     workflow = run_workflow("train_diffusion", "generative", "smoke", output_dir=str(tmp_path), **sizes, **paths)
     for name in ("network_def", "autoencoder_def", "scheduler", "sampler", "diffusion_inferer"):
         assert type(workflow.parser.get_parsed_content(name)).__module__.startswith("generative."), name
@@ -143,8 +143,8 @@ def test_backend_runs_all(tmp_path):
 def test_tutorial_sizes(tmp_path):
     """Networks of the tutorial's own sizes are built and take a step."""
     sizes = {"image_size": 16, "epochs": 1, "train_size": 1, "train_batch_size": 1, "val_size": 1}
-    run_workflow("train_autoencoder", "tutorial", "smoke", output_dir=str(tmp_path), **sizes)
-    path = str(tmp_path / "model_autoencoder.pt")
+    run_workflow("train_autoencoder", "tutorial", "smoke", output_dir=str(tmp_path / "stage_1"), **sizes)
+    path = str(tmp_path / "stage_1" / "model_autoencoder.pt")
     workflow = make_workflow(
         "train_diffusion", "tutorial", "smoke", output_dir=str(tmp_path), autoencoder_path=path, **sizes
     )

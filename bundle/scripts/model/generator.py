@@ -110,7 +110,7 @@ def _is_kind(scheduler: Scheduler, name: str) -> bool:
 
 def _check_training(generator: VolumeGenerator, weights: Mapping[str, torch.Tensor], prefix: str, *_: object) -> None:
     """Refuse weights of another process before they are loaded."""
-    for name, meaning in (("num_train_timesteps", "timesteps"), ("rectified_flow", "process")):
+    for name, meaning in (("rectified_flow", "process"), ("num_train_timesteps", "timesteps")):
         there, here = weights.get(prefix + name), getattr(generator, name)
         if there is not None and not torch.equal(there.cpu(), here.cpu()):
             told = {"process": {0: "diffusion", 1: "rectified flow"}}.get(meaning, {})
