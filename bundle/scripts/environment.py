@@ -48,7 +48,7 @@ def select_device(device: str | torch.device = "auto") -> torch.device:
         selected = torch.device(device)
         torch.empty(0, device=selected)
     except (RuntimeError, AssertionError, TypeError) as error:
-        allowed = ", ".join(["auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
+        allowed = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
         raise SettingError(f"device={str(device)!r}: not on this machine; allowed here: {allowed}.") from error
     return selected
 
