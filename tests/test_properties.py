@@ -19,9 +19,9 @@ numbers = st.floats(-100, 100, allow_nan=False, width=32)
 
 
 @st.composite
-def laws(draw, sizes=st.integers(2, 24), least=0.01):
+def laws(draw, smallest=2, largest=24, least=0.01):
     """Admissible laws, degenerate ranges included."""
-    size = draw(sizes)
+    size = draw(st.integers(smallest, largest))
     r_min, r_max = sorted(draw(st.lists(st.floats(least, size / 2), min_size=2, max_size=2)))
     a_min, a_max = sorted(draw(st.lists(numbers, min_size=2, max_size=2)))
     b_min, b_max = sorted(draw(st.lists(st.floats(0.01, 100), min_size=2, max_size=2)))
@@ -60,16 +60,6 @@ def test_item_in_any_order(law, seed, order, stream):
 
 
 @repeatable
-@given(laws(), seeds, seeds)
-def test_another_seed_is_another_volume(law, seed, other):
-    volumes = [SphereDataset(1, law, number, stream)[0] for number in (seed, other) for stream in STREAMS[:2]]
-    expected = 2 if seed == other else 4
-    assert len({(*volume["c"].tolist(), float(volume["r"])) for volume in volumes}) == (
-        expected if law.r_max < law.size / 2 else len({float(volume["r"]) for volume in volumes})
-    )
-
-
-@repeatable
 @given(
     st.sampled_from(["size", "r_min", "r_max", "a_min", "a_max", "b_min", "b_max"]),
     st.sampled_from([float("nan"), float("inf"), -float("inf"), "1", None, True, [1]]),
@@ -80,7 +70,7 @@ def test_no_number_in_law(name, value):
 
 
 @settings(repeatable, max_examples=25)
-@given(laws(sizes=st.integers(24, 40), least=6.0), seeds)
+@given(laws(smallest=24, largest=40, least=6.0), seeds)
 def test_measurement_of_any_sphere(law, seed):
     """Radius and centre within 0.3 voxels; mean and deviation within six standard errors: one in 10^9."""
     item = SphereDataset(1, law, seed)[0]

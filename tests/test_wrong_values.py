@@ -371,11 +371,10 @@ def test_names_stay_in_output_dir(tmp_path):
 # The command line
 
 
-def command(config, *options, root=BUNDLE):
+def command(config, *options):
     files = f"['{CONFIGS / config}.json','{CONFIGS / 'smoke.json'}']"
-    return run_process(
-        "python", "-m", "monai.bundle", "run", *options, "--config_file", files, folder=root, check=False
-    )
+    words = ["-m", "monai.bundle", "run", *options, "--config_file", files, "--image_size", "32"]
+    return run_process("python", *words, folder=BUNDLE, check=False)
 
 
 @pytest.mark.parametrize(
