@@ -18,7 +18,7 @@ from filelock import FileLock
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow, download
 from monai.transforms import SaveImage
 
-from scripts.checks import SettingError
+from scripts.command_line import explain
 from scripts.data.spheres import SphereDataset, SphereLaw
 from tools.archive import write_archive
 from tools.card import NAME
@@ -80,14 +80,13 @@ def run_workflow(name: str, *overlays: str, **overrides: Any) -> ConfigWorkflow:
 
 
 def find_mistake(call: Callable[[], Any]) -> str:
-    """Return the message of the ``SettingError`` below the ``RuntimeError`` that MONAI makes of it."""
-    with pytest.raises(RuntimeError) as failure:
+    """Return the line that the command line ends with when ``call`` fails by a user's mistake."""
+    with pytest.raises(Exception) as failure:
         call()
-    error: BaseException | None = failure.value
-    while error is not None and not isinstance(error, SettingError):
-        error = error.__cause__
-    assert error is not None, failure.value
-    return str(error)
+    message = explain(failure.value)
+    assert message is not None, failure.value
+    assert "\n" not in message
+    return message
 
 
 def run_process(

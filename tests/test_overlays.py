@@ -77,4 +77,4 @@ def test_weights_of_other_process(overlays, weights, request, tmp_path):
     """Weights of a rectified flow are not sampled as a diffusion's, nor the other way round."""
     path = request.getfixturevalue(weights)["model_path"]
     message = find_mistake(lambda: make_workflow("inference", *overlays, "smoke", model_path=path, image_size=32))
-    assert message.startswith("model_path") and "rectified flow" in message and "diffusion" in message
+    assert message.startswith("sampler=") and "rectified flow" in message and "diffusion" in message

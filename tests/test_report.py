@@ -152,3 +152,25 @@ def test_report_command(generated, tmp_path):
     result = run_process(*command, "none", folder=BUNDLE, check=False)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("error: output_dir='none': no such folder")
+
+
+def test_page_escapes_what_files_say(scan, tmp_path):
+    """Names and texts of files are text in the page, whatever they hold."""
+    wild = "<script>alert(1)</script>"
+    run = {"title": wild, "settings": {wild: wild}, "environment": {"device": wild, "precision": wild}}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    (tmp_path / "samples.csv").write_text(f"file,{wild}\nscan.nii.gz,{wild}\n{wild.replace('/', '')},1\n")
+    (tmp_path / "<b>.png").write_bytes(b"")
+    page = render_report(tmp_path).read_text()
+    assert page.count("<script>alert") == page.count("</script>alert") == page.count("<b>") == 0
+    assert "&lt;script&gt;alert(1)" in page and "scan.nii.gz" in page
+
+
+def test_page_keeps_to_its_folder(scan, tmp_path):
+    """A table that names a file elsewhere does not bring it into the page."""
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (inside / "samples.csv").write_text("file\n../scan.nii.gz\n")
+    page = render_report(inside).read_text()
+    (packed,) = re.findall(r'id="packed">(.*?)</script>', page) or ['{"volumes": []}']
+    assert json.loads(packed)["volumes"] == []

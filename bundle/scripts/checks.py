@@ -10,6 +10,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from monai.utils import ensure_tuple
+
 
 class PlainError(Exception):
     """An error whose message alone tells the user what happened; the command line shows no traceback of it."""
@@ -53,7 +55,8 @@ def _is_spacing(value: Any) -> bool:
 
 _POSITIVE_INTEGER = (lambda value: is_integer(value) and value > 0, "a positive integer")
 _COUNT = (lambda value: is_integer(value) and value >= 0, "an integer of at least 0")
-_WRITABLE = (_is_writable, "a folder that can be made and written to")
+_WRITABLE = (_is_writable, "a folder that can be made and written to, as text (./2024 and not 2024)")
+_RESUME = ("auto", "true", "false")
 
 RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
@@ -89,11 +92,12 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "ema_span": (lambda value: is_number(value) and 0 < value < 0.28, "a number above 0 and below 0.28"),
     **dict.fromkeys(("lr", "discriminator_lr"), (lambda value: is_number(value) and value > 0, "a number above 0")),
     **dict.fromkeys(
-        ("kl_weight", "adversarial_weight"), (lambda value: is_number(value) and value >= 0, "a number of at least 0")
+        ("kl_weight", "adversarial_weight"),
+        (lambda value: is_number(value) and value >= 0, "a number of at least 0"),
     ),
-    **dict.fromkeys(("normalize", "verbose"), (lambda value: isinstance(value, bool), "true or false")),
+    **dict.fromkeys(("normalize", "verbose", "generate"), (lambda value: isinstance(value, bool), "true or false")),
     # the command line makes a text of true
-    "resume": (lambda value: value in (True, False, "auto", "true", "false"), "auto, true or false"),
+    "resume": (lambda value: isinstance(value, (bool, str)) and str(value).lower() in _RESUME, "auto, true or false"),
     "keep_checkpoints": (
         lambda value: value is None or (is_integer(value) and value > 0),
         "null (every one stays) or a positive integer",
@@ -103,9 +107,13 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         "null or two numbers, the lower first: the values between background and the brightest",
     ),
     "crop": (lambda value: value in ("center", "foreground"), "center or foreground"),
+    "latent_shape": (
+        lambda value: _is_numbers(value, 4) and all(is_integer(n) and n > 0 for n in value),
+        "four positive integers: channels, and size along each axis",
+    ),
     "spacing": (_is_spacing, "three numbers above 0, the size of a voxel in mm along x, y and z"),
-    # what of these is there, scripts.environment tells
-    "device": (lambda value: True, "a device of this machine"),
+    # which of these is there, scripts.environment tells
+    "device": (lambda value: str(value) != "auto", "cpu or cuda:0, or left out: a GPU if there is one"),
     "precision": (lambda value: isinstance(value, str), "auto, float32, bf16 or float16"),
     **dict.fromkeys(
         ("autoencoder_path", "model_path"),
@@ -121,6 +129,17 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: isinstance(value, (str, os.PathLike)),
         "empty, or a folder, a pattern or a datalist of NIfTI volumes",
     ),
+}
+
+# Arguments of components, whichever these are.
+ARGUMENTS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("in_channels", "out_channels", "latent_channels", "norm_num_groups"), _POSITIVE_INTEGER),
+    **dict.fromkeys(
+        ("channels", "num_channels"),
+        (lambda value: bool(value) and all(is_integer(n) and n > 0 for n in ensure_tuple(value)), "positive integers"),
+    ),
+    "spatial_dims": (lambda value: value == 3, "3"),
+    "tolerance": (lambda value: is_number(value) and value >= 0, "a number of at least 0"),
 }
 
 # Keys whose value may not exceed another's, where both are given, and how to name that one to the user.

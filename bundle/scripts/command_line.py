@@ -5,11 +5,18 @@ In a program that runs a workflow itself, errors and signals stay as they are.
 
 from __future__ import annotations
 
+import logging
+import re
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from monai.bundle import ConfigWorkflow, ReferenceResolver
+from monai.bundle.config_item import ConfigComponent
+from tqdm import tqdm
 
 from .checks import PlainError
 
@@ -32,6 +39,8 @@ def end_plainly(verbose: bool = False) -> None:
         return
     if not verbose:
         sys.excepthook = _show
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(_is_no_plain_error)
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, _end)
@@ -49,23 +58,66 @@ def explain(error: BaseException) -> str | None:
     for cause in causes:
         if isinstance(cause, PlainError):
             return str(cause)
-    # MONAI's own words: for a component that can't be made of what the config says, and for ids and files
-    first, last = str(error), causes[-1]
-    if first.startswith("Failed to instantiate component") and isinstance(
-        last, (ValueError, TypeError, AssertionError)
-    ):
-        component = first.split("'")[1].rpartition(".")[2]
-        return f"{component} can't be made with these settings: {str(last).splitlines()[0]}"
+    frames = [frame for cause in causes for frame in _frames(cause)]
+    starting = any(
+        frame.f_code.co_name == "initialize" and isinstance(frame.f_locals.get("self"), ConfigWorkflow)
+        for frame in frames
+    )
+    resolving = [
+        frame.f_locals
+        for frame in frames
+        if frame.f_code.co_name == "_resolve_one_item" and isinstance(frame.f_locals.get("self"), ReferenceResolver)
+    ]
+    wrapped = [cause for cause in causes if not str(cause).startswith(("Failed to instantiate", "Failed to evaluate"))]
+    # What fails at the start is what the config says; later on, that a component can't be made of it.
+    making = str(error).startswith("Failed to instantiate") and isinstance(
+        causes[-1], (ValueError, TypeError, AssertionError)
+    )
+    # a step of a list of steps (run#0) is no key of a user's
+    if wrapped and resolving and (starting or making) and not re.fullmatch(r"\w+#\d+", _name(resolving[-1])):
+        return _blame(resolving[-1], wrapped[0])
+    # MONAI's own words, for ids and files
     if isinstance(error, (ValueError, KeyError, FileNotFoundError)) and _raised_by(error, "monai.bundle"):
         return str(error.args[0] if error.args else error)
     return None
 
 
-def _raised_by(error: BaseException, package: str) -> bool:
-    traceback, name = error.__traceback__, ""
+def _frames(error: BaseException) -> Iterator[FrameType]:
+    traceback = error.__traceback__
     while traceback is not None:
-        name, traceback = traceback.tb_frame.f_globals.get("__name__", ""), traceback.tb_next
-    return name.startswith(package)
+        yield traceback.tb_frame
+        traceback = traceback.tb_next
+
+
+def _raised_by(error: BaseException, package: str) -> bool:
+    return [frame.f_globals.get("__name__", "") for frame in _frames(error)][-1:][0].startswith(package)
+
+
+def _name(resolving: dict[str, Any]) -> str:
+    return str(resolving["id"]).replace("::", "#")
+
+
+def _blame(resolving: dict[str, Any], error: BaseException) -> str:
+    """Name what of the config an error is about: an expression, or those arguments of a component that it mentions."""
+    key, item, said = _name(resolving), resolving.get("item"), str(error).splitlines()[0].strip(" \"'")
+    config = item.get_config() if item is not None else None
+    if isinstance(item, ConfigComponent) and isinstance(config, dict):
+        given = {name: value for name, value in config.items() if isinstance(value, (bool, int, float, str, list))}
+        mentioned = {name: value for name, value in given.items() if name in said and not name.startswith("_")}
+        values = mentioned or {name: value for name, value in given.items() if not name.startswith("_")}
+        if not values or "Cannot locate" in said:
+            return f"{key}: {said}"
+        return ", ".join(f"{key}#{name}={value!r}" for name, value in values.items()) + f": {said}"
+    if isinstance(config, str):
+        # as it was written, not as MONAI evaluates it
+        written = re.sub(r"__local_refs\['(.+?)'\]", lambda match: "@" + match[1].replace("::", "#"), config)
+        return f"{key}={written!r}: {said}"
+    return f"{key}: {said}"
+
+
+def _is_no_plain_error(record: logging.LogRecord) -> bool:
+    """Keep ignite and MONAI from logging what the command line ends with anyway."""
+    return not isinstance(sys.exc_info()[1], PlainError)
 
 
 def _show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
@@ -73,6 +125,8 @@ def _show(kind: type[BaseException], error: BaseException, traceback: TracebackT
     if message is None:
         sys.__excepthook__(kind, error, traceback)
     else:
+        for bar in list(getattr(tqdm, "_instances", ())):
+            bar.close()  # which leaves the line that it is on
         print(f"error: {message}", file=sys.stderr)
 
 

@@ -9,24 +9,29 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
 
 import psutil
 import torch
-from monai.bundle import DEFAULT_MLFLOW_SETTINGS, ConfigParser
-from monai.utils import optional_import
+from monai.bundle import DEFAULT_MLFLOW_SETTINGS, ConfigParser, ConfigWorkflow
+from monai.utils import ensure_tuple, optional_import
 
-from .checks import RULES, SettingError, check_settings
+from .checks import ARGUMENTS, RULES, SettingError, check_settings
 from .command_line import end_plainly, on_command_line
+from .environment import select_device
+
+Caller = TypeVar("Caller")
 
 # Keys that MONAI's experiment tracking adds to a config.
 _SETTINGS: dict[str, Any] = DEFAULT_MLFLOW_SETTINGS["configs"]  # type: ignore[assignment]
 TRACKING = tuple(key for key, value in _SETTINGS.items() if not isinstance(value, dict))
 
-# Host or GPU memory that a training step takes, in bytes a voxel of a batch: the float32 activations of the decoder at
-# full size and their gradients, and what the loss makes of them (measured by `make benchmark ONLY=memory`).
-BYTES_PER_VOXEL = 300
+# Host memory that a pass through the released networks takes beside what it starts from, in bytes a voxel of a batch:
+# growth of the largest resident set in float32, at 64^3 in batches of 4 (at 32^3 up to a third more). A training step
+# keeps every activation for its gradients; encoding and generating keep none.
+BYTES_PER_VOXEL = {"encode_batch_size": 130, "train_batch_size": 900, "sample_batch_size": 210}
 
 
 def check_config() -> dict[str, Any]:
@@ -43,12 +48,18 @@ def check_config() -> dict[str, Any]:
     parser = find_parser()
     config: dict[str, Any] = parser.get()
     end_plainly(verbose=config.get("verbose") is True)
-    _check_command_line(sys.argv)
+    if on_command_line():
+        _check_command_line(sys.argv, config)
     _check_names(config)
     _check_arguments(config, parser)
+    settings: dict[str, Any] = {}
     # an overlay for several configs (smoke.json) has keys that this one knows nothing of: checked all the same
-    settings = check_settings(**{key: parser.get_parsed_content(key) for key in config if key in RULES})
-    _check_resources(settings)
+    for key in config:
+        if key in RULES:
+            settings |= check_settings(**{key: parser.get_parsed_content(key)})
+    check_settings(**settings)
+    _check_latents(config, settings)
+    _check_resources(config, settings, select_device(settings.get("device", "cpu")))
     return settings
 
 
@@ -58,13 +69,20 @@ def find_parser() -> ConfigParser:
     MONAI hands a component its own arguments and nothing of the config around it; but the parser stands further up on
     the call stack, for it is what makes the component.
     """
+    parser = _find_caller(ConfigParser)
+    if parser is None:
+        raise RuntimeError("no config is being run.")
+    return parser
+
+
+def _find_caller(kind: type[Caller]) -> Caller | None:
     frame = inspect.currentframe()
     while frame is not None:
         caller = frame.f_locals.get("self")
-        if isinstance(caller, ConfigParser):
+        if isinstance(caller, kind):
             return caller
         frame = frame.f_back
-    raise RuntimeError("no config is being run.")
+    return None
 
 
 def _suggest(name: str, names: Any) -> str:
@@ -72,15 +90,24 @@ def _suggest(name: str, names: Any) -> str:
     return f"; did you mean {close[0]}?" if close else "."
 
 
-def _check_command_line(arguments: list[str]) -> None:
-    """Find what the command line itself would make of a value without a word: nothing, or another one."""
-    if not on_command_line():
-        return
-    for key, value in itertools.pairwise(arguments):
-        if key.startswith("--") and value == "None":
+def _check_command_line(arguments: Iterable[str], config: Mapping[str, Any]) -> None:
+    """Find what MONAI's command line would make of a value without a word: nothing, or another one."""
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    for key, value in itertools.pairwise(words):
+        if not key.startswith("--"):
+            continue
+        if value == "None":
             raise SettingError(f"{key[2:]}=None: MONAI would leave it out and run the default; leave it out yourself.")
-        if key.startswith("--") and "#" in value:
+        if "#" in value and not value.startswith("--"):
             raise SettingError(f"{key[2:]}={value}: the command line would cut it at '#'; must have none.")
+        if key == "--meta_file" and not value.startswith("[") and not Path(value).is_file():
+            raise SettingError(f"meta_file={value!r}: no such file; leave it out for configs/metadata.json.")
+    workflow = _find_caller(ConfigWorkflow)
+    names = list(config)
+    steps = [key for key in names[names.index("initialize") + 1 :] if isinstance(config[key], list)]
+    steps = [key for key in steps if key != "finalize" and any(isinstance(step, dict | str) for step in config[key])]
+    if workflow is not None and workflow.run_id not in config:
+        raise SettingError(f"{workflow.run_id!r} is nothing that this config runs: must be {' or '.join(steps)}.")
 
 
 def _check_names(config: Mapping[str, Any]) -> None:
@@ -124,7 +151,7 @@ def _check_arguments(config: Mapping[str, Any], parser: ConfigParser) -> None:
         function: Callable | None
         function, found = optional_import(module, name=name)
         if not found or function is None:
-            continue  # MONAI says what it can't find
+            raise SettingError(f"{key}#_target_={target!r}: no such class or function, or its package is missing.")
         try:
             parameters = inspect.signature(function).parameters
         except (TypeError, ValueError):
@@ -132,30 +159,58 @@ def _check_arguments(config: Mapping[str, Any], parser: ConfigParser) -> None:
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             continue
         for argument in component:
+            value = component[argument]
+            is_allowed, allowed = ARGUMENTS.get(argument, (None, ""))
+            # what refers to something else is checked where that stands
+            if is_allowed and not str(value).startswith(("@", "$", "%")) and not is_allowed(value):
+                raise SettingError(f"{key}#{argument}={value!r}: must be {allowed}.")
             if not argument.startswith("_") and argument not in parameters:
                 raise SettingError(
-                    f"{key}#{argument}={component[argument]!r}: {name} has no such argument"
-                    f"{_suggest(argument, parameters)}"
+                    f"{key}#{argument}={value!r}: {name} has no such argument{_suggest(argument, parameters)}"
                 )
 
 
-def _check_resources(settings: Mapping[str, Any]) -> None:
+def _check_latents(config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Refuse strides and shapes of latents that are not those of the autoencoder."""
+    stride = settings.get("latent_stride", 1)
+    definition = config.get("autoencoder_def")
+    if isinstance(definition, dict):
+        channels = definition.get("channels", definition.get("num_channels"))
+        blocks = {part.get("block_size", 1) for _, part in _components(config) if part.get("network") is not None}
+        levels = len(ensure_tuple(channels))
+        expected = max(blocks, default=1) * 2 ** (levels - 1)
+        if stride != expected:
+            raise SettingError(
+                f"autoencoder_def#channels={channels}, latent_stride={stride}: {levels - 1} halvings; the stride "
+                f"must be {expected}."
+            )
+    if "latent_shape" in settings and "image_size" in settings:
+        size = settings["image_size"] // stride
+        if list(settings["latent_shape"][1:]) != [size] * 3:
+            raise SettingError(
+                f"latent_shape={settings['latent_shape']}: must be the channels and {[size] * 3}, by "
+                f"image_size={settings['image_size']} and latent_stride={stride}."
+            )
+
+
+def _check_resources(config: Mapping[str, Any], settings: Mapping[str, Any], device: torch.device) -> None:
     """Refuse what the machine has not: many times more workers than cores, or a batch beyond its memory."""
     workers, cores = settings.get("num_workers", 0), os.cpu_count() or 1
     if workers > 4 * cores:
         raise SettingError(f"num_workers={workers}: must be at most {4 * cores}, four for each of the {cores} cores.")
-    size = settings.get("image_size", 0)
-    keys = ("train_batch_size", "encode_batch_size", "sample_batch_size", "val_batch_size")
-    # the second stage trains on latents, and sees volumes in batches of encode_batch_size
-    seen = keys[1:] if "encode_batch_size" in settings else keys
-    batch = max((settings[key] for key in seen[:1] if key in settings), default=settings.get("sample_batch_size", 1))
-    needed = BYTES_PER_VOXEL * batch * size**3
-    if torch.device(settings.get("device", "cpu") if settings.get("device") != "auto" else "cpu").type == "cuda":
-        there, where = torch.cuda.get_device_properties(0).total_memory, "the GPU has"
+    # The second stage trains on latents, and sees volumes in batches of encode_batch_size.
+    key = next((key for key in BYTES_PER_VOXEL if key in settings), None)
+    if key is None or "image_size" not in settings:
+        return
+    fixed = [part["batch_size"] for _, part in _components(config) if "FixedBatch" in str(part["_target_"])]
+    batch = max([settings[key], *fixed]) if key == "sample_batch_size" else settings[key]
+    needed = BYTES_PER_VOXEL[key] * batch * settings["image_size"] ** 3
+    if device.type == "cuda":
+        there, where = torch.cuda.get_device_properties(device).total_memory, "the GPU has"
     else:
         there, where = psutil.virtual_memory().available, "free are"
     if needed > there:
         raise SettingError(
-            f"image_size={size}: batches of {batch} take about {needed / 2**30:.1f} GiB of memory; {where} "
-            f"{there / 2**30:.1f} GiB. A smaller batch or image_size fits."
+            f"image_size={settings['image_size']}: with {key}={settings[key]} it takes about {needed / 2**30:.1f} GiB "
+            f"of memory; {where} {there / 2**30:.1f} GiB. A smaller batch or image_size fits."
         )

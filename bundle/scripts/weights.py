@@ -106,13 +106,16 @@ def read_state(path: str | os.PathLike, where: str) -> dict[str, torch.Tensor]:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch reports a damaged file in half a dozen ways
-        # torch's advice for a file that is no such archive is to load it in a way that may run code
-        told = str(error).splitlines()[0]
-        reason = "it holds something other than tensors" if "Weights only" in told else told
-        raise SettingError(f"{where}: not a readable file of weights: {reason}") from None
+        raise SettingError(f"{where}: not a readable file of weights: {tell_unreadable(error)}") from None
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise SettingError(f"{where}: not a state dict (a dictionary of tensors) of the network.")
     return weights
+
+
+def tell_unreadable(error: Exception) -> str:
+    """Tell why torch can't read a file; for one that holds objects, it would advise to load it unsafely."""
+    told = (str(error).splitlines() or [type(error).__name__])[0]
+    return "it holds something other than tensors, which could run code" if "eights" in told else told
 
 
 def compare_states(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> list[str]:

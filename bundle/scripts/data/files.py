@@ -7,16 +7,18 @@ import json
 import logging
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
 import torch
-from monai.data import Dataset, load_decathlon_datalist, partition_dataset
+from monai.data import CacheDataset, Dataset, load_decathlon_datalist, partition_dataset
 from monai.transforms import Compose, EnsureTyped
 from monai.utils import CommonKeys
 from torch.utils.data import Dataset as TorchDataset
+from tqdm import tqdm
 
 from ..checks import SettingError
 from .preprocessing import LoadVolumed
@@ -113,7 +115,7 @@ def _check_header(file: str, size: int | None) -> None:
             "header (qform, sform, voxel sizes)."
         )
     if 1 in shape[:3]:
-        logger.warning("%s has the shape %s: one slice is no volume", file, shape)
+        raise SettingError(f"dataset_dir: {file} has the shape {shape}; must be a volume, and one slice is none.")
     if size is not None and shape != (size,) * 3:
         raise SettingError(f"dataset_dir: {file} has the shape {shape}; must be {(size,) * 3}, by image_size={size}.")
 
@@ -176,6 +178,19 @@ class FolderDataset(Dataset):
     def __init__(self, dataset_dir: str | os.PathLike, size: int) -> None:
         transform = Compose([LoadVolumed(), EnsureTyped(CommonKeys.IMAGE, dtype=torch.float32, track_meta=False)])
         super().__init__(list_volumes(dataset_dir, size)["training"], transform)
+
+
+class CachedVolumes(CacheDataset):
+    """MONAI's ``CacheDataset``, whose threads have ended when a file that can't be read ends the loading.
+
+    MONAI's own run on behind the error, and the interpreter, which exits under them, aborts.
+    """
+
+    def _fill_cache(self, indices: Iterable[int] | None = None) -> list[Any]:
+        places = range(self.cache_num) if indices is None else list(indices)
+        with ThreadPoolExecutor(self.num_workers) as pool:
+            items = pool.map(self._load_cache_item, places)
+            return list(tqdm(items, "loading", len(places), leave=False, disable=not places))
 
 
 class RepeatedDataset(TorchDataset):

@@ -22,6 +22,7 @@ from monai.transforms import (
     SpatialCrop,
 )
 from monai.utils import CommonKeys
+from torch.utils.data import Dataset
 
 from ..checks import SettingError
 
@@ -91,7 +92,7 @@ class Windowd(MapTransform):
             ``None`` leaves the values as they are.
 
     Raises:
-        SettingError: when called, if no voxel is other than background.
+        SettingError: when called, if no voxel is other than background, or all are the same.
     """
 
     def __init__(self, keys: str | Sequence[str] = CommonKeys.IMAGE, window: Sequence[float] | None = None) -> None:
@@ -110,6 +111,8 @@ class Windowd(MapTransform):
             share = float((volume == 0).float().mean())
             if share == 1:
                 raise SettingError(f"dataset_dir: {file} holds nothing other than background (window={self.window}).")
+            if volume.min() == volume.max():
+                raise SettingError(f"dataset_dir: {file} holds one value alone, {float(volume.min()):g}.")
             if share < LEAST_BACKGROUND:
                 logger.warning(
                     "%s: %.1f%% of its voxels are exactly 0, which is the model's background; values go from %g to %g. "
@@ -210,6 +213,26 @@ class Standardised(MapTransform):
                 file = item[key].meta.get("filename_or_obj", "a volume")
                 logger.warning("%s: its values other than 0 are all the same; they stay as they are", file)
         return item
+
+
+def check_range(dataset: Dataset, data_range: float) -> None:
+    """Refuse a ``data_range`` that the values of the first volume exceed; SSIM and PSNR would mean nothing.
+
+    Args:
+        dataset: items with a volume under ``CommonKeys.IMAGE``.
+        data_range: range of the values, for SSIM and the peak signal-to-noise ratio.
+
+    Raises:
+        SettingError: when 98% of the volume's voxels other than 0 span more than that.
+    """
+    volume = torch.as_tensor(dataset[0][CommonKeys.IMAGE])
+    values = volume[volume != 0].numpy()
+    low, high = np.quantile(values, [0.01, 0.99]) if len(values) else (0.0, 0.0)
+    if high - low > data_range:
+        raise SettingError(
+            f"data_range={data_range:g}: the values of dataset_dir go from {low:g} to {high:g}; must be about their "
+            "range, or normalize true."
+        )
 
 
 class ScanPreprocessing(Compose):

@@ -33,7 +33,7 @@ class SphereLaw:
         a_min: lower bound of the mean.
         a_max: upper bound of the mean.
         b_min: lower bound of the standard deviation, not negative.
-        b_max: upper bound of the standard deviation.
+        b_max: upper bound of the standard deviation, above 0.
 
     Raises:
         SettingError: when ``size`` is not a positive integer or a range can't be met; the message names the parameter.
@@ -70,6 +70,8 @@ class SphereLaw:
             )
         if self.b_min < 0:
             raise SettingError(f"b_min={self.b_min}: a standard deviation must not be negative.")
+        if self.b_max == 0:
+            raise SettingError("b_max=0: must be above 0, for without noise a ball's values have no density.")
 
     def draw_parameters(self, rng: np.random.Generator) -> dict[str, Any]:
         """Draw one sphere's true parameters.
@@ -82,7 +84,8 @@ class SphereLaw:
         """
         r = rng.uniform(self.r_min, self.r_max)
         c = rng.uniform(r, self.size - r, size=3)
-        return {"r": r, "c": c, "a": rng.uniform(self.a_min, self.a_max), "b": rng.uniform(self.b_min, self.b_max)}
+        a = rng.uniform(self.a_min, self.a_max + 0.0)  # numpy takes -0.0 for a bound below 0.0
+        return {"r": r, "c": c, "a": a, "b": rng.uniform(self.b_min, self.b_max)}
 
     def support(self, r: float, c: np.ndarray) -> tuple[tuple[slice, slice, slice], np.ndarray]:
         """Find the voxels whose centre is at most ``r`` from ``c``.

@@ -12,7 +12,7 @@ from monai.networks.utils import pixelshuffle
 from monai.utils import CommonKeys
 from torch import nn
 
-from ..checks import SettingError
+from ..checks import SettingError, is_integer
 from ..environment import autocast
 from .distributions import ZeroInflatedNormal
 
@@ -42,7 +42,12 @@ class VolumeAutoencoder(nn.Module):
         log_variance: initial logarithm of the posterior's variance. A new network draws its latents with unit
             variance, which buries the faint traces of ``a`` and ``b``; starting quiet lets the decoder find them.
             ``None`` leaves the network as it is.
+
+    Raises:
+        SettingError: when the network has other channels.
     """
+
+    channels = 3
 
     def __init__(
         self,
@@ -52,6 +57,19 @@ class VolumeAutoencoder(nn.Module):
         log_variance: float | None = None,
     ) -> None:
         super().__init__()
+        if not is_integer(block_size) or block_size < 1:
+            raise SettingError(f"block_size={block_size!r}: must be a positive integer.")
+        layers = [*network.encoder.modules(), *network.decoder.modules()]  # type: ignore[union-attr]
+        layers = [layer for layer in layers if isinstance(layer, nn.Conv3d)]
+        for name, there, expected in (
+            ("in_channels", layers[0].in_channels, self.channels),
+            ("out_channels", layers[-1].out_channels, self.channels * block_size**3),
+        ):
+            if there != expected:
+                raise SettingError(
+                    f"autoencoder_def#{name}={there}: must be {expected}, for a {type(self).__name__} with blocks of "
+                    f"{block_size}^3 voxels."
+                )
         self.block_size = block_size
         # 3D convolutions on few channels run about twice as fast with the channels last.
         self.network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -130,6 +148,7 @@ class DeterministicAutoencoder(VolumeAutoencoder):
             volume and averaged over the batch, nats.
     """
 
+    channels = 1
     kl: torch.Tensor
 
     def _show(self, x: torch.Tensor) -> torch.Tensor:

@@ -34,7 +34,8 @@ class VolumeGenerator(TracedWhenScripted):
 
     Raises:
         SettingError: when ``DDPMScheduler`` is asked for another number of steps than it was trained with, or
-            ``DDIMScheduler`` for one that does not divide it.
+            ``DDIMScheduler`` for one that does not divide it, or when the two networks' latents have not the same
+            channels.
     """
 
     def __init__(
@@ -49,6 +50,13 @@ class VolumeGenerator(TracedWhenScripted):
         super().__init__()
         self.diffusion_model = diffusion_model
         self.autoencoder = autoencoder
+        latents = next(layer for layer in autoencoder.network.decoder.modules() if isinstance(layer, nn.Conv3d))
+        for name in ("in_channels", "out_channels"):
+            if getattr(diffusion_model, name) != latents.in_channels:
+                raise SettingError(
+                    f"diffusion_def#{name}={getattr(diffusion_model, name)}: must be {latents.in_channels}, the "
+                    "latent_channels of autoencoder_def."
+                )
         self.scale_factor: torch.Tensor
         self.register_buffer("scale_factor", torch.as_tensor(scale_factor))
         self.num_train_timesteps: torch.Tensor
@@ -110,14 +118,12 @@ def _is_kind(scheduler: Scheduler, name: str) -> bool:
 
 def _check_training(generator: VolumeGenerator, weights: Mapping[str, torch.Tensor], prefix: str, *_: object) -> None:
     """Refuse weights of another process before they are loaded."""
-    for name, meaning in (("rectified_flow", "process"), ("num_train_timesteps", "timesteps")):
+    kinds = {0: "a diffusion", 1: "rectified flow"}
+    for name, key, told in (("rectified_flow", "sampler", kinds), ("num_train_timesteps", "num_train_timesteps", {})):
         there, here = weights.get(prefix + name), getattr(generator, name)
-        if there is not None and not torch.equal(there.cpu(), here.cpu()):
-            told = {"process": {0: "diffusion", 1: "rectified flow"}}.get(meaning, {})
+        if there is not None and int(there) != int(here):
             was, is_now = (told.get(int(value), int(value)) for value in (there, here))
-            raise SettingError(
-                f"model_path: its weights were trained with the {meaning} {was}; this config's are {is_now}."
-            )
+            raise SettingError(f"{key}={is_now}: must be {was}, as in the training of the weights of model_path.")
 
 
 class FixedBatchInferer(Inferer):

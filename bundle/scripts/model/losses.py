@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Normal
 
+from ..checks import SettingError, is_integer, is_number
 from .distributions import ZeroInflatedNormal
 
 
@@ -32,6 +33,9 @@ class EvidenceLowerBoundLoss(nn.Module):
         block_size: voxels along each axis of the blocks that core and rim are made of. A block is of the core if it and
             all its neighbours lie in the support. 0 takes the moments over the whole support.
 
+    Raises:
+        SettingError: when a weight is no number of at least 0.
+
     Attributes:
         parts: the last call's terms before their weights, detached: ``support``, ``normal``, ``kl``, ``mean`` and
             ``second_moment``.
@@ -54,8 +58,10 @@ class EvidenceLowerBoundLoss(nn.Module):
             "second_moment": second_moment_weight,
         }
         for name, weight in self.weights.items():
-            if not weight >= 0:
-                raise ValueError(f"{name}_weight={weight!r}: must be a number of at least 0.")
+            if not is_number(weight) or weight < 0:
+                raise SettingError(f"{name}_weight={weight!r}: must be a number of at least 0.")
+        if not is_integer(block_size) or block_size < 0:
+            raise SettingError(f"block_size={block_size!r}: must be an integer of at least 0.")
         self.block_size = block_size
         self.parts: dict[str, torch.Tensor] = {}
 

@@ -87,7 +87,7 @@ def _read_samples(folder: Path) -> list[dict[str, str]]:
 
 def _pack_volumes(folder: Path, samples: list[dict[str, str]]) -> list[dict[str, Any]]:
     # the table tells this run's volumes from those that an earlier one left
-    files = [folder / row["file"] for row in samples if "file" in row] or sorted(folder.glob("*.nii*"))
+    files = [folder / Path(row["file"]).name for row in samples if row.get("file")] or sorted(folder.glob("*.nii*"))
     volumes = []
     for path in files[:MOST_VOLUMES]:
         try:

@@ -12,6 +12,7 @@ import torch
 from ..atomic import clear_partial
 from ..checks import SettingError
 from ..record import RunRecord, describe, find_differences
+from ..weights import tell_unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def find_checkpoint(ckpt_dir: str | os.PathLike, resume: bool | str, record: Run
         SettingError: for ``auto``, if the folder holds a training of other settings; for ``True``, if it holds none or
             one whose data or networks are others; for ``False``, if it holds any.
     """
-    resume = {"true": True, "false": False}.get(str(resume), resume)
+    resume = {"true": True, "false": False}.get(str(resume).lower(), resume)
     folder = Path(ckpt_dir)
     clear_partial(folder)
     found = list_checkpoints(folder)
@@ -52,7 +53,7 @@ def find_checkpoint(ckpt_dir: str | os.PathLike, resume: bool | str, record: Run
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch reports a damaged file in half a dozen ways
             aside = path.rename(path.with_name(f"damaged-{path.name}"))
-            logger.warning("%s can't be read (%s): set aside as %s", path, str(error).splitlines()[0], aside.name)
+            logger.warning("%s can't be read (%s): set aside as %s", path, tell_unreadable(error), aside.name)
             continue
         _compare(checkpoint.get("record", {}), record.values, folder, resume)
         done = checkpoint["trainer"]["iteration"] // checkpoint["trainer"]["epoch_length"]

@@ -13,6 +13,8 @@ from monai.optimizers.lr_scheduler import WarmupCosineSchedule
 from torch import nn
 from torch.optim import Optimizer
 
+from ..checks import SettingError, is_number
+
 
 class WarmupCosine(WarmupCosineSchedule):
     """MONAI's linear warm-up and cosine decay to 0, over as many steps as ``LearningRate`` tells it.
@@ -27,6 +29,8 @@ class WarmupCosine(WarmupCosineSchedule):
     """
 
     def __init__(self, optimizer: Optimizer, warmup: float, start: float = 0.1) -> None:
+        if not is_number(warmup) or not 0 <= warmup <= 1:
+            raise SettingError(f"warmup={warmup!r}: must be a share of the steps, from 0 to 1.")
         self.warmup = warmup
         super().__init__(optimizer, warmup_steps=1, t_total=1, warmup_multiplier=start)
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TypeAlias
 
 import torch
 from ignite.engine import Events
-from ignite.handlers import TerminateOnNan
 from monai.engines import AdversarialTrainer, SupervisedTrainer, Workflow
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys
 from monai.utils.enums import AdversarialIterationEvents, AdversarialKeys
+
+from ..checks import PlainError, SettingError, is_number
+from .resume import list_checkpoints
 
 Trainer: TypeAlias = SupervisedTrainer | AdversarialTrainer
 
@@ -42,6 +45,8 @@ class GradientClipper:
     """
 
     def __init__(self, max_norm: float) -> None:
+        if not is_number(max_norm) or max_norm <= 0:
+            raise SettingError(f"max_norm={max_norm!r}: must be a number above 0.")
         self.max_norm = max_norm
 
     def attach(self, engine: Trainer) -> None:
@@ -70,31 +75,35 @@ class GradientClipper:
                 optimizer.zero_grad(set_to_none=True)
 
 
-class StopOnNaN(TerminateOnNan):
+class DivergenceError(PlainError, FloatingPointError):
+    """A loss that is not finite."""
+
+
+class StopOnNaN:
     """Ends a training whose loss is not finite with an error; its checkpoints stay as they are.
 
-    ignite's handler alone would end the run as if it were complete, and what follows would save the weights as final.
+    ignite's ``TerminateOnNan`` would end the run as if it were complete, and what follows would save the weights as
+    final.
 
     Args:
         ckpt_dir: where the training's checkpoints are, for the message.
     """
 
     def __init__(self, ckpt_dir: str) -> None:
-        super().__init__(output_transform=read_loss)
         self.ckpt_dir = ckpt_dir
 
     def attach(self, engine: Workflow) -> None:
         """Register with a trainer."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-        engine.add_event_handler(Events.TERMINATE, self.fail)
 
-    def fail(self, engine: Workflow) -> None:
-        """Raise ``FloatingPointError``, unless somebody else ended the training, as a federation does."""
+    def __call__(self, engine: Workflow) -> None:
+        """Raise ``DivergenceError`` if the step's loss is not finite."""
         loss = float(read_loss(engine.state.output))
         if math.isfinite(loss):
             return
-        raise FloatingPointError(
-            f"the loss is {loss} in epoch {engine.state.epoch}, iteration "
-            f"{engine.state.iteration}: training stopped. The last good checkpoint is in {self.ckpt_dir}; resume from "
-            "it with a lower lr, or with precision float32."
+        checkpoints = list_checkpoints(Path(self.ckpt_dir))
+        last = f"The last good checkpoint is {checkpoints[0]}" if checkpoints else "There is no checkpoint yet"
+        raise DivergenceError(
+            f"the loss is {loss} in epoch {engine.state.epoch}, step {engine.state.iteration}: training stopped. "
+            f"{last}; carry on with a lower lr, or with precision float32."
         )
