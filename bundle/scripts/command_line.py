@@ -5,6 +5,8 @@ In a program that runs a workflow itself, errors and signals stay as they are.
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
 import sys
 import threading
@@ -14,6 +16,8 @@ from typing import NoReturn
 from .checks import PlainError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# A data worker is a fork of the command: a terminal sends it the signal too, and it is the command that ends it.
+COMMAND = os.getpid()
 
 
 def on_command_line() -> bool:
@@ -32,6 +36,8 @@ def end_plainly(verbose: bool = False) -> None:
         return
     if not verbose:
         sys.excepthook = _show
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(_is_no_plain_end)
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, _end)
@@ -49,6 +55,13 @@ def explain(error: BaseException) -> str | None:
     for cause in causes:
         if isinstance(cause, PlainError):
             return str(cause)
+    for cause in causes:
+        # torch's words, with what to make of them
+        if isinstance(cause, RuntimeError) and str(cause).startswith("DataLoader worker"):
+            return (
+                f"{str(cause).splitlines()[0].strip(' .')}. Often the system ended it for lack of memory: a smaller "
+                "num_workers or batch helps. The same command carries on."
+            )
     # MONAI's own words: for a component that can't be made of what the config says, and for ids and files
     first, last = str(error), causes[-1]
     if first.startswith("Failed to instantiate component") and isinstance(
@@ -68,6 +81,12 @@ def _raised_by(error: BaseException, package: str) -> bool:
     return name.startswith(package)
 
 
+def _is_no_plain_end(record: logging.LogRecord) -> bool:
+    """Keep ignite and MONAI from logging what the command line ends with anyway."""
+    error = sys.exc_info()[1]
+    return not isinstance(error, SystemExit) and (error is None or explain(error) is None)
+
+
 def _show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     message = explain(error)
     if message is None:
@@ -76,8 +95,10 @@ def _show(kind: type[BaseException], error: BaseException, traceback: TracebackT
         print(f"error: {message}", file=sys.stderr)
 
 
-def _end(number: int, frame: FrameType | None = None) -> NoReturn:
-    print(f"stopped by {signal.Signals(number).name}", file=sys.stderr)
+def _end(number: int, frame: FrameType | None = None) -> None:
+    if os.getpid() != COMMAND:
+        return
+    print(f"stopped by {signal.Signals(number).name}; the same command carries on", file=sys.stderr)
     sys.exit(128 + number)
 
 
