@@ -1,4 +1,4 @@
-"""The bundle's commands as processes to be killed.
+"""The bundle's commands as processes to be killed, and what they left.
 
 Most of a short command is its imports. So one process makes them, and each command is a fork of it that goes on
 as ``python -m monai.bundle`` does: with its own main module, signals, exit code and end of the interpreter.
@@ -15,9 +15,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundle"
 PATIENCE = 300.0  # seconds, more than anything here takes on a very busy machine
@@ -41,6 +44,47 @@ def await_that(condition: Callable[[], Any], what: str) -> Any:
         assert time.monotonic() < end, f"waited in vain: {what}"
         time.sleep(0.002)
     return value
+
+
+def read_points(folder: Path) -> list[tuple[str, int, Any]]:
+    """Read the points and pictures of TensorBoard's files, doubled ones too, but for what is a matter of time."""
+    points = []
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        for event in LegacyEventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                if value.HasField("simple_value") and "volumes_per_s" not in value.tag:
+                    points.append((value.tag, event.step, value.simple_value))
+                elif value.HasField("image"):
+                    points.append((value.tag, event.step, value.image.encoded_image_string))
+    return sorted(points, key=lambda point: point[:2])
+
+
+def flatten(state: Any, name: str = "") -> dict[str, Any]:
+    """Flatten what ``torch.save`` wrote: values by their place."""
+    if isinstance(state, Mapping):
+        state = list(state.items())
+        return {key: leaf for k, value in state for key, leaf in flatten(value, f"{name}/{k}").items()}
+    if isinstance(state, (list, tuple)):
+        return {key: leaf for i, value in enumerate(state) for key, leaf in flatten(value, f"{name}/{i}").items()}
+    if isinstance(state, torch.Tensor):
+        return {name: (state.dtype, state.shape, state.numpy().tobytes())}
+    return {name: state}
+
+
+def read_training(folder: Path) -> dict[str, Any]:
+    """Read all that a training left: each file of weights and checkpoint, and the curves."""
+    left: dict[str, Any] = {"points": read_points(folder / "tensorboard")}
+    for path in folder.rglob("*.pt"):
+        state = torch.load(path)
+        state.pop("events", None)  # the curves are in several files
+        left[path.relative_to(folder).as_posix()] = flatten(state)
+    return left
+
+
+def find_differences(folder: Path, expected: Path) -> list[str]:
+    """Name the files, or the curves, of a training that differ from another's by a bit, or are there once only."""
+    left, wanted = read_training(folder), read_training(expected)
+    return [name for name in {**left, **wanted} if left.get(name) != wanted.get(name)]
 
 
 class Command:
@@ -77,6 +121,15 @@ class Command:
         """Send it a signal, or to its whole process group, as a terminal does."""
         assert self.poll() is None, f"ended before the signal:\n{self.output}"
         (os.killpg if group else os.kill)(self.pid, number)
+
+    def kill_after(self, seconds: float) -> bool:
+        """Kill it after some seconds; tell whether it was still running."""
+        end = time.monotonic() + seconds
+        while self.poll() is None and time.monotonic() < end:
+            time.sleep(0.002)
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+        return self.wait() == -signal.SIGKILL
 
     def kill_when(self, condition: Callable[[], Any], what: str) -> None:
         """Kill it as soon as a condition holds."""

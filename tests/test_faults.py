@@ -5,7 +5,6 @@
 
 import shutil
 import signal
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +12,8 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from commands import Command, CommandServer, await_that
+from commands import Command, CommandServer, await_that, find_differences
 from conftest import SMALL
-from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
 from scripts.training.resume import find_checkpoint
 
@@ -23,47 +21,9 @@ from scripts.training.resume import find_checkpoint
 TINY = {**SMALL, "diffusion_def#channels": "[32]", "epochs": 4, "val_interval": 2}
 
 
-def read_points(folder: Path) -> list[tuple[str, int, Any]]:
-    """Read the points and pictures of TensorBoard's files, doubled ones too, but for what is a matter of time."""
-    points = []
-    for path in sorted(folder.glob("events.out.tfevents.*")):
-        for event in LegacyEventFileLoader(str(path)).Load():
-            for value in event.summary.value:
-                if value.HasField("simple_value") and "volumes_per_s" not in value.tag:
-                    points.append((value.tag, event.step, value.simple_value))
-                elif value.HasField("image"):
-                    points.append((value.tag, event.step, value.image.encoded_image_string))
-    return sorted(points, key=lambda point: point[:2])
-
-
-def flatten(state: Any, name: str = "") -> dict[str, Any]:
-    """Flatten what ``torch.save`` wrote: values by their place."""
-    if isinstance(state, Mapping):
-        state = list(state.items())
-        return {key: leaf for k, value in state for key, leaf in flatten(value, f"{name}/{k}").items()}
-    if isinstance(state, (list, tuple)):
-        return {key: leaf for i, value in enumerate(state) for key, leaf in flatten(value, f"{name}/{i}").items()}
-    if isinstance(state, torch.Tensor):
-        return {name: (state.dtype, state.shape, state.numpy().tobytes())}
-    return {name: state}
-
-
-def read_training(folder: Path) -> dict[str, Any]:
-    """Read all that a training left: each file of weights and checkpoint, and the curves."""
-    left: dict[str, Any] = {"points": read_points(folder / "tensorboard")}
-    for path in folder.rglob("*.pt"):
-        state = torch.load(path)
-        state.pop("events", None)  # the curves are in several files
-        left[path.relative_to(folder).as_posix()] = flatten(state)
-    return left
-
-
 def assert_same(folder: Path, expected: Path) -> None:
     """The two trainings left the same, to the last bit, and no leftovers."""
-    left, wanted = read_training(folder), read_training(expected)
-    assert left.keys() == wanted.keys()
-    for name in wanted:
-        assert left[name] == wanted[name], name
+    assert find_differences(folder, expected) == []
     assert [path.name for path in folder.rglob(".partial-*")] == []
 
 
@@ -170,7 +130,7 @@ def test_full_disk(start, whole, tmp_path):
             path.unlink()
     before = checkpoint(folder, 1).read_bytes()
     assert_one_error(start(folder, most_bytes=2_000_000), "can't be written", "File too large")
-    assert [path for path in folder.rglob("*.pt")] == [checkpoint(folder, 1)]
+    assert list(folder.rglob("*.pt")) == [checkpoint(folder, 1)]
     assert checkpoint(folder, 1).read_bytes() == before
     assert not list(folder.rglob(".partial-*"))
 

@@ -1,7 +1,6 @@
 """Files of weights and checkpoints."""
 
 import os
-from pathlib import Path
 
 import pytest
 import torch
