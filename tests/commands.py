@@ -37,9 +37,9 @@ def arguments(configs: Sequence[str], **settings: Any) -> list[str]:
     return ["run", "--config_file", files, *options]
 
 
-def await_that(condition: Callable[[], Any], what: str) -> Any:
-    """Wait until a condition holds, and return what it returned."""
-    end = time.monotonic() + PATIENCE
+def await_that(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
+    """Wait until a condition holds, at most so many seconds, and return what it returned."""
+    end = time.monotonic() + patience
     while not (value := condition()):
         assert time.monotonic() < end, f"waited in vain: {what}"
         time.sleep(0.002)

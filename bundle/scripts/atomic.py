@@ -43,12 +43,17 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         _flush(path.parent)  # the name, too, has to outlast a power cut
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in FULL:
+        if is_full(error):
             raise PlainError(explain_full(path, error)) from error
         raise
 
 
-def explain_full(path: str | os.PathLike, error: Exception) -> str:
+def is_full(error: BaseException | None) -> bool:
+    """Tell whether an error is that of a disk that is full."""
+    return isinstance(error, OSError) and error.errno in FULL
+
+
+def explain_full(path: str | os.PathLike, error: BaseException) -> str:
     """Say in one line that a file could not be written."""
     reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error).splitlines()[0]
     return f"{path} can't be written: {reason}. Files that were written before are whole."

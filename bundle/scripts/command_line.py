@@ -13,6 +13,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import NoReturn
 
+from .atomic import explain_full, is_full
 from .checks import PlainError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -36,6 +37,7 @@ def end_plainly(verbose: bool = False) -> None:
         return
     if not verbose:
         sys.excepthook = _show
+        threading.excepthook = _show_of_thread
         for handler in logging.getLogger().handlers:
             handler.addFilter(_is_no_plain_end)
     if threading.current_thread() is threading.main_thread():
@@ -56,6 +58,8 @@ def explain(error: BaseException) -> str | None:
         if isinstance(cause, PlainError):
             return str(cause)
     for cause in causes:
+        if is_full(cause):  # of a file that grows, such as TensorBoard's
+            return explain_full(getattr(cause, "filename", None) or "a file of this run", cause)
         # torch's words, with what to make of them
         if isinstance(cause, RuntimeError) and str(cause).startswith("DataLoader worker"):
             return (
@@ -93,6 +97,11 @@ def _show(kind: type[BaseException], error: BaseException, traceback: TracebackT
         sys.__excepthook__(kind, error, traceback)
     else:
         print(f"error: {message}", file=sys.stderr)
+
+
+def _show_of_thread(arguments: threading.ExceptHookArgs) -> None:
+    if not is_full(arguments.exc_value):  # TensorBoard's thread, whose error the main one raises again
+        threading.__excepthook__(arguments)
 
 
 def _end(number: int, frame: FrameType | None = None) -> None:
