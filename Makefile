@@ -18,7 +18,7 @@ BUNDLE += --verbose True
 endif
 
 .PHONY: help setup dev generate train evaluate publish figures documents bundle card smoke test browser chromium screenshots
-.PHONY: benchmark recipes lint format clean
+.PHONY: benchmark recipes soak lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -102,6 +102,9 @@ benchmark: dev  ## what is fast and by how much, beside the references of benchm
 
 recipes: setup  ## other autoencoders and samplers at equal compute, about two hours, into bundle/runs/recipes
 	$(BIN)/python benchmarks/recipes.py
+
+soak: dev  ## kills at random moments, full disks, damaged checkpoints and long runs, into bundle/runs/soak.json
+	PYTHONPATH=bundle $(BIN)/python tests/soak.py
 
 lint: dev  ## ruff, mypy, the layout of the configs, the scores in the documents
 	$(BIN)/ruff check .

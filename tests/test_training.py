@@ -101,7 +101,7 @@ def test_epoch_writes_files(stage, overrides):
 
     saved = torch.load(folder / "checkpoints" / "checkpoint_epoch=1.pt")
     wanted = {"model", "optimizer", "lr_scheduler", "trainer", "best", "random", "record", "events"}
-    assert set(saved) == wanted | ({"ema"} if stage == "train_diffusion" else set())
+    assert set(saved) == wanted | ({"ema", "latents"} if stage == "train_diffusion" else set())
     assert saved["trainer"]["iteration"] == 2
 
     events = EventAccumulator(str(folder / "tensorboard")).Reload()

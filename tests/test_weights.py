@@ -1,7 +1,6 @@
 """Files of weights and checkpoints."""
 
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -78,7 +77,7 @@ def test_interrupted_save(network, tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def fail(_, file):
-        Path(file).write_bytes(b"half")
+        file.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, "save", fail)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from .checks import PlainError
+
 PARTIAL = ".partial-"
+# Errors of a disk, or of a user's share of it, that is full.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -21,6 +26,9 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         The path to write to, in the same folder and with the same endings. Once the block has ended, the content is
         flushed to the disk and the file renamed; if it raises, the earlier file stays as it was.
 
+    Raises:
+        PlainError: when the disk is full.
+
     Example:
         >>> with replacing("table.csv") as partial:  # doctest: +SKIP
         ...     partial.write_text("r,a,b")
@@ -33,9 +41,22 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         _flush(partial)
         partial.replace(path)
         _flush(path.parent)  # the name, too, has to outlast a power cut
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if is_full(error):
+            raise PlainError(explain_full(path, error)) from error
         raise
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Tell whether an error is that of a disk that is full."""
+    return isinstance(error, OSError) and error.errno in FULL
+
+
+def explain_full(path: str | os.PathLike, error: BaseException) -> str:
+    """Say in one line that a file could not be written."""
+    reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error).splitlines()[0]
+    return f"{path} can't be written: {reason}. Files that were written before are whole."
 
 
 def clear_partial(folder: str | os.PathLike) -> None:

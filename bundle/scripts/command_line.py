@@ -6,6 +6,7 @@ In a program that runs a workflow itself, errors and signals stay as they are.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import signal
 import sys
@@ -18,9 +19,12 @@ from monai.bundle import ConfigWorkflow, ReferenceResolver
 from monai.bundle.config_item import ConfigComponent
 from tqdm import tqdm
 
+from .atomic import explain_full, is_full
 from .checks import PlainError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# A data worker is a fork of the command: a terminal sends it the signal too, and it is the command that ends it.
+COMMAND = os.getpid()
 
 
 def on_command_line() -> bool:
@@ -39,8 +43,9 @@ def end_plainly(verbose: bool = False) -> None:
         return
     if not verbose:
         sys.excepthook = _show
+        threading.excepthook = _show_of_thread
         for handler in logging.getLogger().handlers:
-            handler.addFilter(_is_no_plain_error)
+            handler.addFilter(_is_no_plain_end)
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, _end)
@@ -58,6 +63,15 @@ def explain(error: BaseException) -> str | None:
     for cause in causes:
         if isinstance(cause, PlainError):
             return str(cause)
+    for cause in causes:
+        if is_full(cause):  # of a file that grows, such as TensorBoard's
+            return explain_full(getattr(cause, "filename", None) or "a file of this run", cause)
+        # torch's words, with what to make of them
+        if isinstance(cause, RuntimeError) and str(cause).startswith("DataLoader worker"):
+            return (
+                f"{str(cause).splitlines()[0].strip(' .')}. Often the system ended it for lack of memory: a smaller "
+                "num_workers or batch helps. The same command carries on."
+            )
     frames = [frame for cause in causes for frame in _frames(cause)]
     starting = any(
         frame.f_code.co_name == "initialize" and isinstance(frame.f_locals.get("self"), ConfigWorkflow)
@@ -115,9 +129,10 @@ def _blame(resolving: dict[str, Any], error: BaseException) -> str:
     return f"{key}: {said}"
 
 
-def _is_no_plain_error(record: logging.LogRecord) -> bool:
+def _is_no_plain_end(record: logging.LogRecord) -> bool:
     """Keep ignite and MONAI from logging what the command line ends with anyway."""
-    return not isinstance(sys.exc_info()[1], PlainError)
+    error = sys.exc_info()[1]
+    return not isinstance(error, SystemExit) and (error is None or explain(error) is None)
 
 
 def _show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
@@ -130,8 +145,15 @@ def _show(kind: type[BaseException], error: BaseException, traceback: TracebackT
         print(f"error: {message}", file=sys.stderr)
 
 
-def _end(number: int, frame: FrameType | None = None) -> NoReturn:
-    print(f"stopped by {signal.Signals(number).name}", file=sys.stderr)
+def _show_of_thread(arguments: threading.ExceptHookArgs) -> None:
+    if not is_full(arguments.exc_value):  # TensorBoard's thread, whose error the main one raises again
+        threading.__excepthook__(arguments)
+
+
+def _end(number: int, frame: FrameType | None = None) -> None:
+    if os.getpid() != COMMAND:
+        return
+    print(f"stopped by {signal.Signals(number).name}; the same command carries on", file=sys.stderr)
     sys.exit(128 + number)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .atomic import replacing
+from .atomic import explain_full, replacing
 from .checks import PlainError, SettingError
 
 logger = logging.getLogger(__name__)
@@ -43,10 +43,11 @@ def save_weights(network: nn.Module, path: str | os.PathLike, dtype: torch.dtype
 def write_state(weights: Mapping[str, Any], path: str | os.PathLike) -> None:
     """Write a state dict; an interruption leaves the earlier file as it was."""
     try:
-        with replacing(path) as partial:
-            torch.save(weights, partial)
-    except (OSError, RuntimeError) as error:  # torch's own, for a disk that is full
-        raise PlainError(f"{path} can't be written: {error}. Files that were written before are whole.") from error
+        with replacing(path) as partial, partial.open("wb") as file:
+            torch.save(weights, file)
+    except RuntimeError as error:  # torch's own, around that of a disk that is full
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise PlainError(explain_full(path, cause)) from error
 
 
 def find_weights(path: str | os.PathLike, key: str, bundle_root: str | os.PathLike) -> str:

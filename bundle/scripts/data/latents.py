@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -89,6 +89,15 @@ class EncodedLatents(Dataset):
             logger.info("scale factor %.6f, over the latents of %d volumes", factor, len(self))
         self.scale.fill_(factor)
         return factor
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the scale factor, for a checkpoint."""
+        return {"scale_factor": self.scale_factor}
+
+    def load_state_dict(self, state_dict: Mapping[str, float]) -> None:
+        """Take over the scale factor, which is then not measured again."""
+        self.scale_factor = state_dict["scale_factor"]
+        self.scale.fill_(self.scale_factor)
 
     def __len__(self) -> int:
         return len(self.data)  # type: ignore[arg-type]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import textwrap
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure, FigureBase
@@ -13,6 +12,7 @@ from monai.utils import CommonKeys
 from scipy import stats
 from torch.utils.data import Dataset
 
+from ..atomic import replacing
 from ..data.spheres import SphereLaw
 from .fidelity import standardise
 from .measurement import PARAMETERS
@@ -86,5 +86,5 @@ def plot_fidelity(
             title = textwrap.fill(reasons[i], 24) or kind
             titles.append(f"{title}\n{sphere}\nDice {measured['dice'][i]:.3f}")
     draw_volumes(below, items, titles, across=2)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=100)

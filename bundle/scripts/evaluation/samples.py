@@ -59,7 +59,8 @@ class SampleFolder:
         volumes = sorted(path for kind in ("sphere", "volume") for path in self.path.glob(f"{kind}_?????*.nii.gz"))
         there = self._read_record()
         if there == self.record:
-            earlier = [path for path in volumes if not self._is_asked_for(path)]
+            asked_for = {self.file(i) for i in range(self.count)}
+            earlier = [path for path in volumes if path not in asked_for]
         else:
             earlier = [*volumes, *(path for path in map(self.path.joinpath, BESIDE) if path.is_file())]
         if earlier:
@@ -95,9 +96,6 @@ class SampleFolder:
             raise SettingError(f"dataset: its items must be dictionaries with {', '.join(sorted(wanted))}.")
         self.open()
         return Subset(volumes, [i for i in range(self.count) if not self.file(i).exists()])
-
-    def _is_asked_for(self, path: Path) -> bool:
-        return path in {self.file(i) for i in range(self.count)}
 
     def _read_record(self) -> Mapping[str, str] | None:
         try:
@@ -173,7 +171,8 @@ class SampleWriter:
 
     def _read(self, index: int) -> torch.Tensor:
         image: Any = nibabel.load(self.folder.file(index))
-        return torch.from_numpy(image.get_fdata(dtype=np.float32))[None]
+        # laid out as a generated one: the last digit of a sum depends on the order of what is added
+        return torch.from_numpy(np.ascontiguousarray(image.get_fdata(dtype=np.float32)))[None]
 
 
 class VolumeStore(Dataset[dict[str, torch.Tensor]]):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from monai.engines import Workflow
 from monai.utils import CommonKeys
 from torch.utils.data import Dataset
 
+from ..atomic import replacing
 from .measurement import measure_values
 
 logger = logging.getLogger(__name__)
@@ -90,8 +90,8 @@ def plot_volumes(
     rows, columns = -(-len(items) // across), len(items[0]) * len(PLANES) * min(across, len(items))
     figure = Figure(figsize=(1.3 * columns + 1.5 * across + 1, 1.35 * rows + 0.5), layout="compressed")
     draw_volumes(figure, items, titles, across)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=110, bbox_inches="tight")
 
 
 def describe_sphere(parameters: Mapping[str, float]) -> str:

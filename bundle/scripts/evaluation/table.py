@@ -6,9 +6,9 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from ..atomic import replacing
 from .lines import Line
 from .measurement import PARAMETERS
 
@@ -93,8 +93,8 @@ def write_fidelity(
         "real": {name: line.as_dict() for name, line in real.items()},
         "failed": [name for name, line in scored.items() if not line.ok],
     }
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(result, indent=2) + "\n")
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(result, indent=2) + "\n")
     text = [format_table(scored, real), *format_verdict(scored), f"saved to {path}"]
     logger.info("fidelity\n%s", "\n".join(text))
     return result

@@ -17,6 +17,7 @@ import jinja2
 import nibabel
 import numpy as np
 
+from ..atomic import replacing
 from ..checks import SettingError
 from ..environment import describe
 from ..evaluation.lines import Line
@@ -87,7 +88,8 @@ def _read_samples(folder: Path) -> list[dict[str, str]]:
 
 def _pack_volumes(folder: Path, samples: list[dict[str, str]]) -> list[dict[str, Any]]:
     # the table tells this run's volumes from those that an earlier one left
-    files = [folder / Path(row["file"]).name for row in samples if row.get("file")] or sorted(folder.glob("*.nii*"))
+    named = [folder / Path(row["file"]).name for row in samples if row.get("file")]
+    files = named or sorted(folder.glob("[!.]*.nii*"))
     volumes = []
     for path in files[:MOST_VOLUMES]:
         try:
@@ -148,7 +150,7 @@ def render_report(output_dir: str | os.PathLike) -> Path:
         "slices": slices,
         "pictures": {
             CAPTIONS.get(path.stem, path.stem): _embed(path.read_bytes(), "image/png")
-            for path in sorted(folder.glob("*.png"))
+            for path in sorted(folder.glob("[!.]*.png"))
         },
     }
     if not any(parts.values()):
@@ -167,7 +169,8 @@ def render_report(output_dir: str | os.PathLike) -> Path:
         **parts,
     )
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    with replacing(path) as partial:
+        partial.write_text(page, encoding="utf-8")
     logger.info("to look at, open %s", path)
     return path
 
@@ -189,6 +192,6 @@ def write_report(output_dir: str | os.PathLike, title: str, settings: Mapping[st
         "settings": {name: value for name, value in settings.items() if value != ""},
         "environment": describe(settings["device"], settings["precision"]),
     }
-    Path(output_dir).mkdir(parents=True, exist_ok=True)
-    (Path(output_dir) / "run.json").write_text(json.dumps(run, indent=2, default=str) + "\n")
+    with replacing(Path(output_dir) / "run.json") as partial:
+        partial.write_text(json.dumps(run, indent=2, default=str) + "\n")
     return render_report(output_dir)

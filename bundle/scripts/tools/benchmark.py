@@ -7,12 +7,13 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from monai.utils import CommonKeys
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
+
+from ..atomic import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +49,7 @@ def benchmark_loader(
     lines = [f"{'workers':>8} {'volumes/s':>12} {'MB/s':>10}"]
     lines += [f"{row['workers']:>8} {row['volumes_per_s']:>12.1f} {row['mb_per_s']:>10.1f}" for row in rows]
     logger.info("data loader, batches of %d, %d cores\n%s", batch_size, os.cpu_count(), "\n".join(lines))
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with Path(path).open("w", newline="") as file:
+    with replacing(path) as partial, partial.open("w", newline="") as file:
         table = csv.DictWriter(file, fieldnames=list(rows[0]))
         table.writeheader()
         table.writerows(rows)

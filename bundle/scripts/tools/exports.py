@@ -13,6 +13,7 @@ from monai.networks.schedulers import RFlowScheduler
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
+from ..atomic import replacing
 from ..checks import SettingError
 from ..model.distributions import ZeroInflatedNormal
 from ..model.generator import VolumeGenerator
@@ -75,8 +76,8 @@ def export_program(generator: VolumeGenerator, latent_shape: Sequence[int], path
     model, example = UnrolledGenerator(generator).eval(), _make_example(generator, latent_shape)
     with torch.no_grad():
         program = torch.export.export(model, example, dynamic_shapes=ANY_BATCH)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    torch.export.save(program, path)
+    with replacing(path) as partial:
+        torch.export.save(program, partial)
     _log(path)
     return program
 
@@ -98,12 +99,11 @@ def export_onnx(generator: VolumeGenerator, latent_shape: Sequence[int], path: s
     if missing:
         raise SettingError(f"'run onnx' needs {' and '.join(missing)}: pip install onnx onnxscript")
     model, example = UnrolledGenerator(generator, texture=False).eval(), _make_example(generator, latent_shape)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with torch.no_grad():
+    with torch.no_grad(), replacing(path) as partial:
         torch.onnx.export(
             model,
             example,
-            os.fspath(path),
+            os.fspath(partial),
             dynamo=True,
             input_names=["noise"],
             output_names=["voxels"],

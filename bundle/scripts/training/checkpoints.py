@@ -19,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from ..command_line import Interruption
 from ..weights import write_state
 from .resume import list_checkpoints
-from .stability import Trainer
+from .stability import COUNTERS, Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class Checkpoints:
         engine.add_event_handler(Events.GET_BATCH_STARTED, self.skip)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.stop_if_interrupted)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
-        engine.add_event_handler(Events.COMPLETED, self.interruption.stop_waiting)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
 
     def start(self, engine: Trainer) -> None:
         """Carry on from a checkpoint, if there is one to carry on from."""
@@ -124,6 +124,12 @@ class Checkpoints:
                 logger.info("the training in %s is complete: %d epochs", self.files.folder, engine.state.epoch)
             else:
                 logger.info("carrying on from %s", self.resume_from)
+        self._prune()  # what a kill between a save and its end left
+
+    def finish(self, engine: Trainer) -> None:
+        """End at once by a signal from now on, and by one that came since the last save."""
+        self.interruption.stop_waiting()
+        self._stop(engine)
 
     def skip(self, engine: Trainer) -> None:
         """Go to where in its epoch an interrupted training was: behind the batches that it has seen."""
@@ -139,10 +145,7 @@ class Checkpoints:
         assert self.saver is not None
         self.random.within_epoch = False
         self.saver(engine)
-        _, *older = list_checkpoints(self.files.folder)
-        whole = [path for path in older if "iteration" not in path.name]
-        for path in [*(path for path in older if path not in whole), *(whole[self.keep - 1 :] if self.keep else ())]:
-            path.unlink()
+        self._prune()
         self._stop(engine)
 
     def stop_if_interrupted(self, engine: Trainer) -> None:
@@ -156,6 +159,13 @@ class Checkpoints:
         state = {name: item.state_dict() for name, item in self.saver.to_save.items()}
         self.files(state, f"checkpoint_epoch={engine.state.epoch - 1}_iteration={within}.pt")
         self._stop(engine)
+
+    def _prune(self) -> None:
+        """Remove the checkpoints that a newer one makes needless."""
+        older = list_checkpoints(self.files.folder)[1:]
+        whole = [path for path in older if "iteration" not in path.name]
+        for path in [*(path for path in older if path not in whole), *(whole[self.keep - 1 :] if self.keep else ())]:
+            path.unlink()
 
     def _stop(self, engine: Trainer) -> None:
         if self.interruption.signal is not None:
@@ -200,12 +210,19 @@ class EventFiles:
         return {path.name: path.stat().st_size for path in self._list()}
 
     def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
-        """Cut the files to these lengths; files that were not there go into the folder ``earlier``."""
+        """Cut the files to these lengths, and remove later ones: their points are about to be made again.
+
+        Without a checkpoint to carry on from, what is there goes into the folder ``earlier``.
+        """
+        own = self.writer.file_writer.event_writer._file_name if self.writer.file_writer else ""
         for path in self._list():
-            if f".{os.getpid()}." in path.name:  # this training's
+            if path.name == Path(own).name:
                 continue
             if path.name in state_dict:
-                os.truncate(path, state_dict[path.name])
+                # after a power cut a file may be shorter than it was
+                os.truncate(path, min(state_dict[path.name], path.stat().st_size))
+            elif state_dict:
+                path.unlink()
             else:
                 (self.folder / "earlier").mkdir(exist_ok=True)
                 path.rename(self.folder / "earlier" / path.name)
@@ -217,7 +234,8 @@ class EventFiles:
 def _scalers(engine: Trainer) -> dict[str, torch.amp.GradScaler]:
     """Name the gradient scalers of a trainer that has some, as one in float16 does."""
     if isinstance(engine, AdversarialTrainer):
-        engine.state_dict_user_keys.clear()  # it would keep networks and optimizers a second time, as they are
+        # it would keep networks and optimizers a second time, as they are
+        engine.state_dict_user_keys[:] = [key for key in engine.state_dict_user_keys if key in COUNTERS]
         scalers = {"scaler": engine.state.g_scaler, "discriminator_scaler": engine.state.d_scaler}
     else:
         scalers = {"scaler": engine.scaler}

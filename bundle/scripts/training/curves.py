@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
-from ignite.metrics import Average, Frequency
-from ignite.metrics.metric import SingleEpochRunningBatchWise
+from ignite.metrics import Frequency
 from monai.engines import SupervisedEvaluator, Workflow
 from monai.handlers import MLFlowHandler, TensorBoardStatsHandler
 from monai.utils import CommonKeys, is_scalar
@@ -123,9 +122,9 @@ class TrainingCurves:
     def attach(self, engine: Trainer) -> None:
         """Register with a trainer."""
         Frequency(lambda output: len(output[CommonKeys.IMAGE])).attach(engine, "volumes_per_s")
-        # known at each step of the epoch, so that it is there for whoever comes first at its end
-        usage = SingleEpochRunningBatchWise()
-        Average(lambda output: read_loss(output).item()).attach(engine, "epoch_loss", usage)
+        engine.state.epoch_loss_sum = 0.0
+        engine.state_dict_user_keys.append("epoch_loss_sum")
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.average)
         TensorBoardStatsHandler(
             summary_writer=self.writer,
             output_transform=partial(_read_scalars, engine),
@@ -138,6 +137,13 @@ class TrainingCurves:
         """Write the layout, the settings, and what to show beside them."""
         self.writer.add_custom_scalars(self.layout)
         self._write(self.experiment, self.session_start)
+
+    def average(self, engine: Trainer) -> None:
+        """Average the loss over the epoch so far, also over steps that another process took before it was stopped."""
+        step = (engine.state.iteration - 1) % engine.state.epoch_length + 1
+        before = engine.state.epoch_loss_sum if step > 1 else 0.0
+        engine.state.epoch_loss_sum = before + read_loss(engine.state.output).item()
+        engine.state.metrics["epoch_loss"] = engine.state.epoch_loss_sum / step
 
     def finish(self, engine: Workflow) -> None:
         """Mark the run as complete."""

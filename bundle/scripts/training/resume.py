@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -49,6 +50,9 @@ def find_checkpoint(ckpt_dir: str | os.PathLike, resume: bool | str, record: Run
         return None
     for path in found:
         try:
+            # torch itself does not look at the checksums that it writes
+            if damaged := zipfile.ZipFile(path).testzip():
+                raise ValueError(f"its part {damaged} has another checksum")
             # a GPU's tensors too: whether it can be read is all that counts here
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch reports a damaged file in half a dozen ways
@@ -63,6 +67,11 @@ def find_checkpoint(ckpt_dir: str | os.PathLike, resume: bool | str, record: Run
     if resume is True:
         raise SettingError(f"resume=True: {folder} holds no checkpoint to carry on from; must be auto or false.")
     return None
+
+
+def is_complete(checkpoint: str | os.PathLike | None, epochs: int) -> bool:
+    """Tell whether a checkpoint is the last of a training of so many epochs."""
+    return checkpoint is not None and _progress(Path(checkpoint))[0] >= epochs
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

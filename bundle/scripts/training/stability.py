@@ -19,6 +19,9 @@ from .resume import list_checkpoints
 
 Trainer: TypeAlias = SupervisedTrainer | AdversarialTrainer
 
+# What handlers count in ``engine.state``, to be kept in a checkpoint with the trainer's own counters.
+COUNTERS = ("skipped_steps", "epoch_loss_sum")
+
 
 def read_loss(output: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Return the loss in a trainer's output: an ``AdversarialTrainer`` calls its own the reconstruction loss."""
@@ -52,6 +55,7 @@ class GradientClipper:
     def attach(self, engine: Trainer) -> None:
         """Register with a trainer."""
         engine.state.skipped_steps = 0
+        engine.state_dict_user_keys.append("skipped_steps")
         engine.state.gradient_norm = 0.0
         adversarial = isinstance(engine, AdversarialTrainer)
         event = (
