@@ -7,6 +7,9 @@ SMOKE := configs/smoke.json
 TOOL := PYTHONPATH=bundle $(BIN)/python -m
 CONFIGS := $(filter-out bundle/configs/metadata.json,$(wildcard bundle/configs/*.json))
 
+# builds of PyTorch for machines without an NVIDIA driver
+CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+
 RELEASED := --autoencoder_path models/model_autoencoder.pt --model_path models/model.pt
 
 # make VERBOSE=1 shows what is otherwise left out: MONAI's notice that a config is code, pip's lines, MONAI's log.
@@ -17,8 +20,8 @@ else
 BUNDLE += --verbose True
 endif
 
-.PHONY: help setup dev generate train evaluate publish figures documents bundle card smoke test browser chromium screenshots
-.PHONY: benchmark recipes soak lint format clean
+.PHONY: help setup dev generate train evaluate publish figures documents bundle fresh zoo card smoke test browser chromium
+.PHONY: screenshots benchmark recipes soak lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -29,7 +32,8 @@ dev: $(VENV)/.dev
 $(VENV)/.base: pyproject.toml constraints.txt
 	@echo "installing the pinned versions into $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install $(QUIETLY) --constraint constraints.txt .
+	@index=$$($(BIN)/python tools/cpu_index.py $(CPU_INDEX)) && \
+		$(BIN)/python -m pip install $(QUIETLY) $$index --constraint constraints.txt .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base
@@ -69,6 +73,12 @@ documents: dev  ## models/fidelity.json into the documents and the metadata
 
 bundle: dev  ## the bundle as a folder and a zip archive for other machines, into dist
 	$(TOOL) tools.archive dist
+
+fresh: bundle  ## the archive's commands in a new environment with exactly the packages of its metadata
+	$(TOOL) tools.fresh dist $(CPU_INDEX)
+
+zoo: dev  ## what a pull request to MONAI's model zoo adds, into dist/zoo, and the zoo's checks of it
+	$(TOOL) tools.zoo dist/zoo
 
 card: dev  ## the model card of the Hugging Face hub, as bundle/README.md
 	$(TOOL) tools.card

@@ -3,11 +3,19 @@
 import sys
 
 import pytest
-from conftest import make_workflow, read_config
+from conftest import find_mistake, make_workflow, read_config
 
 from scripts.checks import RULES, SettingError, check_settings
 
 ALL = ("train_autoencoder", "train_diffusion", "inference", "evaluate", "data")
+
+
+@pytest.mark.parametrize("config", ALL)
+def test_several_processes(config, tmp_path, monkeypatch):
+    """Processes that torchrun started together don't write the same files."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    message = find_mistake(lambda: make_workflow(config, "smoke", output_dir=str(tmp_path / "out")))
+    assert message.startswith("WORLD_SIZE=2: ") and not (tmp_path / "out").exists()
 
 
 def test_first_mistake_first():

@@ -12,11 +12,10 @@ from monai.utils import CommonKeys
 from scipy import stats
 from torch.utils.data import Dataset
 
-from ..atomic import replacing
 from ..data.spheres import SphereLaw
 from .fidelity import standardise
 from .measurement import PARAMETERS
-from .slices import describe_sphere, draw_volumes
+from .slices import describe_sphere, draw_volumes, save_figure
 from .validity import explain_invalid
 
 
@@ -86,5 +85,4 @@ def plot_fidelity(
             title = textwrap.fill(reasons[i], 24) or kind
             titles.append(f"{title}\n{sphere}\nDice {measured['dice'][i]:.3f}")
     draw_volumes(below, items, titles, across=2)
-    with replacing(path) as partial:
-        figure.savefig(partial, dpi=100)
+    save_figure(figure, path, dpi=100)
