@@ -124,7 +124,7 @@ def test_configs_on_scans(scans, tmp_path):
     stage_1 = run_workflow("train_autoencoder", "smoke", output_dir=str(tmp_path / "autoencoder"), **options)
     metrics = stage_1.parser.get_parsed_content("validate#evaluator").state.metrics
     assert {"ssim", "mse", "psnr", "dice", "nll"} <= set(metrics) and not {"ssim_oracle", "a_rmse"} & set(metrics)
-    assert stage_1.parser.get_parsed_content("train#trainer").state.iteration == 2 * (10 // 4)
+    assert stage_1.parser.get_parsed_content("train#trainer").state.iteration == 2 * (16 // 4)  # an epoch is train_size volumes
     paths = {"autoencoder_path": str(tmp_path / "autoencoder" / "model_autoencoder.pt")}
     run_workflow("train_diffusion", "smoke", output_dir=str(tmp_path / "diffusion"), **options, **paths)
     paths["model_path"] = str(tmp_path / "diffusion" / "model.pt")
@@ -157,9 +157,6 @@ def test_mistakes_are_named(scans, tmp_path):
     for file in ("scan_01.nii.gz", "scan_02.nii.gz"):
         (few / file).write_bytes((scans / file).read_bytes())
     assert "2 volumes to train from; must be at least 3" in start(dataset_dir=str(few))
-    assert start(dataset_dir=str(scans), train_batch_size=11) == (
-        "train_batch_size=11: must be at most the 10 to train from."
-    )
     assert "channel=1: " in start(dataset_dir=str(scans), channel=1) and "has channels 0 to 0 alone" in start(
         dataset_dir=str(scans), channel=1
     )
