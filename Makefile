@@ -7,6 +7,9 @@ SMOKE := configs/smoke.json
 TOOL := PYTHONPATH=bundle $(BIN)/python -m
 CONFIGS := $(filter-out bundle/configs/metadata.json,$(wildcard bundle/configs/*.json))
 
+# builds of PyTorch for machines without an NVIDIA driver
+CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+
 RELEASED := --autoencoder_path models/model_autoencoder.pt --model_path models/model.pt
 
 # make VERBOSE=1 shows what is otherwise left out: MONAI's notice that a config is code, pip's lines, MONAI's log.
@@ -29,7 +32,8 @@ dev: $(VENV)/.dev
 $(VENV)/.base: pyproject.toml constraints.txt
 	@echo "installing the pinned versions into $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install $(QUIETLY) --constraint constraints.txt .
+	@index=$$($(BIN)/python tools/cpu_index.py $(CPU_INDEX)) && \
+		$(BIN)/python -m pip install $(QUIETLY) $$index --constraint constraints.txt .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base
