@@ -1,7 +1,7 @@
 """Where ``make setup`` gets PyTorch from: on Linux without an NVIDIA driver, PyTorch's index of builds for the CPU.
 
-PyPI's build for Linux brings CUDA's libraries, gigabytes that such a machine can't use. Prints pip's option, if any, and
-a line on stderr about what it did. Runs before anything is installed.
+PyPI's build for Linux brings CUDA's libraries, gigabytes that such a machine can't use. Prints pip's option, if any,
+and a line on stderr about what it did. Runs before anything is installed.
 """
 
 from __future__ import annotations
