@@ -132,6 +132,13 @@ def test_unusable_weights(config, key, smoke, tmp_path):
     assert "does not fit" in message and "lacks" in message
 
 
+@pytest.mark.parametrize("config", ALL)
+def test_several_processes(config, tmp_path, monkeypatch):
+    """Processes that torchrun started together don't write the same files."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert mistake(config, tmp_path).startswith("WORLD_SIZE=2: ")
+
+
 def test_first_mistake_first():
     """The first mistake is told before a later, slower check starts."""
     with pytest.raises(SettingError, match="epochs"):

@@ -42,6 +42,7 @@ def check_config() -> dict[str, Any]:
     parser = find_parser()
     config: dict[str, Any] = parser.get()
     end_plainly(verbose=config.get("verbose") is True)
+    _check_processes(os.environ)
     _check_command_line(sys.argv)
     _check_names(config)
     _check_arguments(config, parser)
@@ -69,6 +70,13 @@ def find_parser() -> ConfigParser:
 def _suggest(name: str, names: Any) -> str:
     close = difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean {close[0]}?" if close else "."
+
+
+def _check_processes(environment: Mapping[str, str]) -> None:
+    """Refuse to be one of several processes, as torchrun starts them: each would write the same files."""
+    size = environment.get("WORLD_SIZE", "1")
+    if size != "1":
+        raise SettingError(f"WORLD_SIZE={size}: this config runs in one process; start it without torchrun.")
 
 
 def _check_command_line(arguments: list[str]) -> None:
