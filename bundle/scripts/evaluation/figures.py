@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import textwrap
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure, FigureBase
@@ -16,7 +15,7 @@ from torch.utils.data import Dataset
 from ..data.spheres import SphereLaw
 from .fidelity import standardise
 from .measurement import PARAMETERS
-from .slices import describe_sphere, draw_volumes
+from .slices import describe_sphere, draw_volumes, save_figure
 from .validity import explain_invalid
 
 
@@ -86,5 +85,4 @@ def plot_fidelity(
             title = textwrap.fill(reasons[i], 24) or kind
             titles.append(f"{title}\n{sphere}\nDice {measured['dice'][i]:.3f}")
     draw_volumes(below, items, titles, across=2)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path, dpi=100)

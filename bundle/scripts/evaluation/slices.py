@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from ignite.engine import Events
 from matplotlib.figure import Figure, FigureBase
 from monai.engines import Workflow
 from monai.utils import CommonKeys
+from PIL import Image
 from torch.utils.data import Dataset
 
 from .measurement import measure_values
@@ -90,8 +93,26 @@ def plot_volumes(
     rows, columns = -(-len(items) // across), len(items[0]) * len(PLANES) * min(across, len(items))
     figure = Figure(figsize=(1.3 * columns + 1.5 * across + 1, 1.35 * rows + 0.5), layout="compressed")
     draw_volumes(figure, items, titles, across)
+    save_figure(figure, path, dpi=110, bbox_inches="tight")
+
+
+def save_figure(figure: Figure, path: str | os.PathLike, **options: Any) -> None:
+    """Write a figure as a PNG with a palette, half as large as matplotlib's own.
+
+    A palette of 256 holds every grey value of the slices as it is; fewer would draw edges into smooth reconstructions.
+    Where a figure has colours too, theirs are kept apart, and the greys move by a value or two.
+
+    Args:
+        figure: what to write.
+        path: the file; its folder is made.
+        options: of ``Figure.savefig``.
+    """
+    drawing = io.BytesIO()
+    figure.savefig(drawing, format="png", **options)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    picture = Image.open(drawing).convert("RGB")
+    method, dither = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
+    picture.quantize(256, method=method, kmeans=1, dither=dither).save(path, optimize=True)
 
 
 def describe_sphere(parameters: Mapping[str, float]) -> str:
