@@ -236,37 +236,3 @@ def test_schedules_and_strides():
     for network, stride in (("autoencoder_def", "latent_stride"), ("diffusion_def", "unet_stride")):
         for config in (inference, tutorial):
             assert config[stride] == 2 ** (len(config[network]["channels"]) - 1)
-
-
-def test_zoo_keys():
-    # the contributing guide of the model zoo, "Preferred Files and Keys"
-    for name in ("inference", "evaluate"):
-        for key in ("bundle_root", "device", "network_def", "inferer", "output_dir"):
-            assert key in read_config(name), (name, key)
-    for name in ("train_autoencoder", "train_diffusion"):
-        config = read_config(name)
-        for key in ("bundle_root", "device", "dataset_dir", "output_dir"):
-            assert key in config, (name, key)
-        for key in ("trainer", "trainer#max_epochs", "dataset", "dataset#data", "handlers", "inferer", "preprocessing"):
-            assert find(config["train"], key), (name, key)
-        for key in ("evaluator", "dataset", "dataset#data", "handlers", "inferer", "preprocessing", "key_metric"):
-            assert find(config["validate"], key), (name, key)
-        # MONAI looks for this one as well, and each handler has to be a dictionary for it
-        handlers = [handler for handler in config["train"]["handlers"] if handler["_target_"] == "ValidationHandler"]
-        assert [handler["interval"] for handler in handlers] == ["@val_interval"]
-
-
-def test_zoo_files():
-    """The files that the zoo asks for are there, and none is too large for it."""
-    for name in (
-        "LICENSE",
-        "docs/README.md",
-        "configs/metadata.json",
-        "configs/inference.json",
-        "configs/logging.conf",
-    ):
-        assert (BUNDLE / name).is_file(), name
-    for name in ("models/model.pt", "models/model_autoencoder.pt"):
-        assert (BUNDLE / name).is_file(), name
-    for name in run_process("git", "ls-files", folder=ROOT).stdout.splitlines():
-        assert (ROOT / name).stat().st_size < 25e6, name

@@ -18,6 +18,18 @@ CONTENTS = ("LICENSE", "configs", "docs", "models", "scripts")  # not runs/, nor
 IGNORED = shutil.ignore_patterns("__pycache__", ".*")
 
 
+def copy_bundle(bundle_root: str | Path, copy: str | Path) -> None:
+    """Copy a bundle, and nothing else that lies in its folder; an earlier copy is replaced."""
+    bundle_root, copy = Path(bundle_root), Path(copy)
+    shutil.rmtree(copy, ignore_errors=True)
+    copy.mkdir(parents=True)
+    for name in CONTENTS:
+        if (bundle_root / name).is_dir():
+            shutil.copytree(bundle_root / name, copy / name, ignore=IGNORED)
+        else:
+            shutil.copy(bundle_root / name, copy / name)
+
+
 def write_archive(bundle_root: str | Path, folder: str | Path) -> Path:
     """Copy a bundle, with its model card as ``README.md``, and archive the copy.
 
@@ -30,15 +42,9 @@ def write_archive(bundle_root: str | Path, folder: str | Path) -> Path:
     Returns:
         Path of the archive.
     """
-    bundle_root, folder = Path(bundle_root), Path(folder)
+    folder = Path(folder)
     copy = folder / NAME
-    shutil.rmtree(copy, ignore_errors=True)
-    copy.mkdir(parents=True)
-    for name in CONTENTS:
-        if (bundle_root / name).is_dir():
-            shutil.copytree(bundle_root / name, copy / name, ignore=IGNORED)
-        else:
-            shutil.copy(bundle_root / name, copy / name)
+    copy_bundle(bundle_root, copy)
     make_card(copy).save(copy / "README.md")
 
     version = json.loads((copy / "configs" / "metadata.json").read_text())["version"]
