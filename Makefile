@@ -20,7 +20,7 @@ else
 BUNDLE += --verbose True
 endif
 
-.PHONY: help setup dev generate train evaluate publish figures documents bundle zoo card smoke test browser chromium screenshots
+.PHONY: help setup dev generate train evaluate publish figures documents bundle fresh zoo card smoke test browser chromium screenshots
 .PHONY: benchmark recipes lint format clean
 
 help:  ## list the targets
@@ -73,6 +73,9 @@ documents: dev  ## models/fidelity.json into the documents and the metadata
 
 bundle: dev  ## the bundle as a folder and a zip archive for other machines, into dist
 	$(TOOL) tools.archive dist
+
+fresh: bundle  ## the archive's commands in a new environment with exactly the packages of its metadata
+	$(TOOL) tools.fresh dist $(CPU_INDEX)
 
 zoo: dev  ## what a pull request to MONAI's model zoo adds, into dist/zoo, and the zoo's checks of it
 	$(TOOL) tools.zoo dist/zoo
