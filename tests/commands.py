@@ -157,6 +157,8 @@ class CommandServer:
             stdout=subprocess.PIPE,
             text=True,
         )
+        assert self.process.stdout is not None
+        self.process.stdout.readline()  # the imports are made
 
     def ask(self, question: dict[str, Any]) -> Any:
         """Send a question to the process that forks, and return its answer."""
@@ -211,6 +213,7 @@ def _become(start: Sequence[str], output: str, most_bytes: int, dies_of_it: bool
 
 def _serve() -> None:
     """Answer questions until there are no more; return in a fork that has become a command."""
+    print("ready", flush=True)
     for line in sys.stdin:
         question = json.loads(line)
         if "poll" in question:

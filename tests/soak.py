@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
 import signal
@@ -75,7 +76,7 @@ class Soak:
             what: the fault.
             start: starts the command for a folder.
             differs: tells what differs in a folder from an undisturbed run's.
-            disturb: starts the command and disturbs it; tells whether it was still running.
+            disturb: starts the command and disturbs it; tells whether that ended it, or it was complete before.
             count: how often to disturb.
         """
         tried = lost = 0
@@ -83,10 +84,13 @@ class Soak:
         while tried < count:
             folder, since = self.fresh(), tried
             try:
-                while tried < count and disturb(folder, start):
-                    tried += 1
-                command = start(folder)
-                assert command.wait() == 0, command.output
+                complete = False
+                while tried < count and not complete:
+                    complete = not disturb(folder, start)
+                    tried += not complete
+                if not complete:
+                    command = start(folder)
+                    assert command.wait() == 0, command.output
                 differences = differs(folder)
                 assert not differences, differences
             except AssertionError as error:
@@ -99,7 +103,14 @@ class Soak:
 
     def kill(self, seconds: float) -> Callable[[Path, Callable[..., Command]], bool]:
         """Kill at a random moment of so many seconds."""
-        return lambda folder, start: start(folder).kill_after(self.random.uniform(0, seconds))
+
+        def disturb(folder: Path, start: Callable[..., Command]) -> bool:
+            command = start(folder)
+            killed = command.kill_after(self.random.uniform(0, seconds))
+            assert killed or command.wait() == 0, command.output
+            return killed
+
+        return disturb
 
     def kill_in_save(self, seconds: float, most: int) -> Callable[[Path, Callable[..., Command]], bool]:
         """Kill at a random byte of a file, in a run that carries on from a random moment."""
@@ -126,9 +137,8 @@ class Soak:
             end = time.monotonic() + self.random.uniform(0, seconds)
             while command.poll() is None and time.monotonic() < end:
                 time.sleep(0.002)
-            if command.poll() is not None:
-                return False
-            command.send(number)
+            if command.poll() is None:
+                os.kill(command.pid, number)
             code = command.wait()
             assert code in (0, 128 + number), (code, command.output)
             assert "Traceback" not in command.output, command.output

@@ -17,8 +17,9 @@ from conftest import SMALL
 
 from scripts.training.resume import find_checkpoint
 
-# The second stage's network as small as it gets, an epoch in a fraction of a second.
-TINY = {**SMALL, "diffusion_def#channels": "[32]", "epochs": 4, "val_interval": 2}
+# As small as it gets, so that an epoch takes a fraction of a second. The networks' weights fit any size of volume.
+FIRST = {**SMALL, "image_size": 16, "epochs": 3, "val_interval": 2, "keep_checkpoints": 2}
+SECOND = {**SMALL, "image_size": 16, "epochs": 4, "val_interval": 2, "diffusion_def#channels": "[32]"}
 
 
 def assert_same(folder: Path, expected: Path) -> None:
@@ -55,7 +56,7 @@ def start(server, small_autoencoder):
     """Start a training of the second stage."""
 
     def start(folder: Path, **more: Any) -> Command:
-        settings = {**TINY, "autoencoder_path": small_autoencoder, "output_dir": folder, **more}
+        settings = {**SECOND, "autoencoder_path": small_autoencoder, "output_dir": folder, **more}
         return server.start("train_diffusion", "smoke", **settings)
 
     return start
@@ -157,7 +158,7 @@ def test_data_workers(server, tmp_path):
 
     def start() -> tuple[Command, psutil.Process]:
         # an epoch so long that it outlasts the test
-        settings = {**SMALL, "train_size": 4000, "num_workers": 1, "output_dir": tmp_path}
+        settings = {**FIRST, "train_size": 4000, "num_workers": 1, "output_dir": tmp_path}
         command = server.start("train_autoencoder", "smoke", **settings)
         await_that(lambda: "[2/1000]" in command.output or command.poll() is not None, "the second step")
         (worker,) = psutil.Process(command.pid).children()
@@ -175,10 +176,9 @@ def test_data_workers(server, tmp_path):
 
 def test_stopped_autoencoder(server, tmp_path):
     """The first stage, killed and then stopped by Ctrl-C at the terminal, which data workers get too."""
-    settings = {**SMALL, "epochs": 3, "val_interval": 2, "keep_checkpoints": 2}
 
     def start(folder: str, **more: Any) -> Command:
-        return server.start("train_autoencoder", "smoke", **settings, output_dir=tmp_path / folder, **more)
+        return server.start("train_autoencoder", "smoke", **FIRST, output_dir=tmp_path / folder, **more)
 
     folder = tmp_path / "stopped"
     start("stopped", num_workers=1).kill_when(checkpoint(folder, 1).exists, "the first checkpoint")
