@@ -65,7 +65,7 @@ def plot_fidelity(
     uniform = standardise(measured, law)
     filled = np.isfinite(np.stack(list(uniform.values()))).all(axis=0)
     figure = Figure(figsize=(13, 5 + 1.35 * count), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=[5, 1.35 * count])  # type: ignore[misc]
+    above, below = figure.subfigures(2, 1, height_ratios=[5, 1.35 * count])
     if filled.any():
         left, right = above.subfigures(1, 2, width_ratios=[2, 1.2])
         _plot_histograms(left, {name: values[filled] for name, values in uniform.items()}, law)
