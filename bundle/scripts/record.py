@@ -37,7 +37,7 @@ class RunRecord:
         for file, key in FILES.items():
             given = next((name for name in (file, key) if name in parser), None)
             path = parser.get_parsed_content(given) if given else None
-            if path:
+            if path and Path(path).is_file():  # else whoever loads it says so
                 self.values[key] = "sha256 " + hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
     def state_dict(self) -> dict[str, str]:
