@@ -119,9 +119,10 @@ def test_run_from_anywhere(tmp_path):
 
 
 def test_data_preview_and_benchmark(tmp_path):
-    for run_id in ("preview", "benchmark"):
-        run_workflow("data", "smoke", run_id=run_id, output_dir=str(tmp_path))
-    assert (tmp_path / "preview.png").read_bytes().startswith(b"\x89PNG")
+    for run_id, folder in (("preview", tmp_path), ("benchmark", tmp_path), ("run", tmp_path / "run")):
+        run_workflow("data", "smoke", run_id=run_id, output_dir=str(folder))
+    for folder in (tmp_path, tmp_path / "run"):
+        assert (folder / "preview.png").read_bytes().startswith(b"\x89PNG")
     table = (tmp_path / "benchmark.csv").read_text().splitlines()
     assert table[0] == "workers,volumes_per_s,mb_per_s"
     assert [row.split(",")[0] for row in table[1:]] == ["0", "1", "2", "4"]
