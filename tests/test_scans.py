@@ -124,7 +124,7 @@ def test_configs_on_scans(scans, tmp_path):
     stage_1 = run_workflow("train_autoencoder", "smoke", output_dir=str(tmp_path / "autoencoder"), **options)
     metrics = stage_1.parser.get_parsed_content("validate#evaluator").state.metrics
     assert {"ssim", "mse", "psnr", "dice", "nll"} <= set(metrics) and not {"ssim_oracle", "a_rmse"} & set(metrics)
-    assert stage_1.parser.get_parsed_content("train#trainer").state.iteration == 2 * (16 // 4)  # an epoch is train_size volumes
+    assert stage_1.parser.get_parsed_content("train#trainer").state.iteration == 2 * (16 // 4)  # epochs of train_size
     paths = {"autoencoder_path": str(tmp_path / "autoencoder" / "model_autoencoder.pt")}
     run_workflow("train_diffusion", "smoke", output_dir=str(tmp_path / "diffusion"), **options, **paths)
     paths["model_path"] = str(tmp_path / "diffusion" / "model.pt")
