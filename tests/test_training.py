@@ -294,7 +294,8 @@ def test_loss_not_finite(overrides):
     workflow.trainer.add_event_handler(Events.EPOCH_STARTED, poison)
     with pytest.raises(Exception) as stop:
         workflow.run()
-    assert "FloatingPointError" in repr(stop.value.__cause__) and "last good checkpoint" in str(stop.value.__cause__)
+    assert isinstance(stop.value.__cause__, FloatingPointError)
+    assert "epoch 2, step 3" in str(stop.value.__cause__) and "checkpoint_epoch=1.pt" in str(stop.value.__cause__)
     folder = Path(settings["output_dir"])
     assert not (folder / "model_autoencoder.pt").exists()
     saved = torch.load(folder / "checkpoints" / "checkpoint_epoch=1.pt")
