@@ -143,7 +143,7 @@ def make_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
 
 @pytest.fixture(scope="session")
 def smoke(make_once) -> dict[str, Path]:
-    """Both stages trained by the default configs with the smoke overlay: output folders and weights."""
+    """Both stages trained at the sizes of ``SMALL`` for the smoke overlay's epochs: output folders and weights."""
 
     def paths(root: Path) -> dict[str, Path]:
         folders = {"autoencoder": root / "autoencoder", "diffusion": root / "diffusion"}
@@ -152,10 +152,11 @@ def smoke(make_once) -> dict[str, Path]:
 
     def fill(root: Path) -> None:
         path = paths(root)
-        run_workflow("train_autoencoder", "smoke", output_dir=str(path["autoencoder"]))
+        run_workflow("train_autoencoder", "smoke", **SMALL, output_dir=str(path["autoencoder"]))
         run_workflow(
             "train_diffusion",
             "smoke",
+            **SMALL,
             output_dir=str(path["diffusion"]),
             autoencoder_path=str(path["autoencoder_path"]),
         )
@@ -175,35 +176,27 @@ def generated(small_weights, make_once) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_autoencoder(make_once) -> Path:
-    """Weights of an autoencoder that was trained at the sizes of ``SMALL`` for an epoch."""
-
-    def fill(folder: Path) -> None:
-        run_workflow("train_autoencoder", "smoke", **SMALL, epochs=1, output_dir=str(folder))
-
-    return make_once("small_autoencoder", fill) / "model_autoencoder.pt"
+def small_autoencoder(smoke) -> Path:
+    """Weights of the autoencoder of ``smoke``."""
+    return smoke["autoencoder_path"]
 
 
 @pytest.fixture(scope="session")
-def small_weights(small_autoencoder, make_once) -> dict[str, str]:
-    """Weights of both stages, trained at the sizes of ``SMALL`` for an epoch, by their keys."""
-    return _train_small_diffusion(small_autoencoder, make_once, "small_diffusion")
+def small_weights(smoke) -> dict[str, str]:
+    """Weights of both stages of ``smoke``, by their keys."""
+    return {key: str(smoke[key]) for key in ("autoencoder_path", "model_path")}
 
 
 @pytest.fixture(scope="session")
-def diffusion_weights(small_autoencoder, make_once) -> dict[str, str]:
-    """As ``small_weights``, of a diffusion of 20 timesteps instead of a rectified flow."""
-    steps = {"num_train_timesteps": 20, "num_inference_steps": 5}
-    return _train_small_diffusion(small_autoencoder, make_once, "small_ddpm", "diffusion", **steps)
-
-
-def _train_small_diffusion(autoencoder: Path, make_once, name: str, *overlays: str, **settings: Any) -> dict[str, str]:
-    settings |= {**SMALL, "epochs": 1, "autoencoder_path": str(autoencoder)}
+def diffusion_weights(smoke, make_once) -> dict[str, str]:
+    """As ``small_weights``, of a diffusion of 20 timesteps instead of a rectified flow, trained for an epoch."""
+    settings = {**SMALL, "epochs": 1, "num_train_timesteps": 20, "num_inference_steps": 5}
+    path = {"autoencoder_path": str(smoke["autoencoder_path"])}
 
     def fill(folder: Path) -> None:
-        run_workflow("train_diffusion", *overlays, "smoke", **settings, output_dir=str(folder))
+        run_workflow("train_diffusion", "diffusion", "smoke", **settings, **path, output_dir=str(folder))
 
-    return {"autoencoder_path": str(autoencoder), "model_path": str(make_once(name, fill) / "model.pt")}
+    return path | {"model_path": str(make_once("small_ddpm", fill) / "model.pt")}
 
 
 @pytest.fixture

@@ -37,7 +37,9 @@ def same(first, second):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_step_moves_weights(stage, overrides):
-    trainer = make_workflow(stage, "smoke", **overrides(stage, train_size=4)).trainer
+    # two volumes of the full grid
+    sizes = {"image_size": 64, "train_size": 2, "train_batch_size": 2}
+    trainer = make_workflow(stage, "smoke", **overrides(stage, **sizes)).trainer
     before = weights_of(trainer.network)
     trainer.run()
     assert trainer.state.iteration == 1
