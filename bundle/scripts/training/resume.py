@@ -51,7 +51,9 @@ def find_checkpoint(ckpt_dir: str | os.PathLike, resume: bool | str, record: Run
     for path in found:
         try:
             # torch itself does not look at the checksums that it writes
-            if damaged := zipfile.ZipFile(path).testzip():
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged:
                 raise ValueError(f"its part {damaged} has another checksum")
             # a GPU's tensors too: whether it can be read is all that counts here
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
