@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ..command_line import Interruption
 from ..weights import write_state
-from .resume import list_checkpoints
+from .resume import EventFiles, RandomState, list_checkpoints
 from .stability import COUNTERS, Trainer
 
 logger = logging.getLogger(__name__)
@@ -175,60 +175,6 @@ class Checkpoints:
                 engine.state.iteration,
             )
             self.interruption.end_process()
-
-
-class RandomState:
-    """torch's random numbers in a checkpoint that was made within an epoch; ``EpochSeed`` makes them at each start."""
-
-    def __init__(self) -> None:
-        self.within_epoch = False
-        self.restored: torch.Tensor | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state within an epoch, nothing between two."""
-        return {"state": torch.get_rng_state()} if self.within_epoch else {}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Keep the state for ``Checkpoints.skip``."""
-        self.restored = state_dict["state"].cpu() if state_dict else None
-
-
-class EventFiles:
-    """TensorBoard's files in a checkpoint: how long each was, to cut off what a killed training wrote after it.
-
-    Args:
-        writer: writes to the folder of the files, and has one of its own there.
-    """
-
-    def __init__(self, writer: SummaryWriter) -> None:
-        self.writer = writer
-        self.folder = Path(writer.log_dir)
-
-    def state_dict(self) -> dict[str, int]:
-        """Return the length of each file in bytes."""
-        self.writer.flush()
-        return {path.name: path.stat().st_size for path in self._list()}
-
-    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
-        """Cut the files to these lengths, and remove later ones: their points are about to be made again.
-
-        Without a checkpoint to carry on from, what is there goes into the folder ``earlier``.
-        """
-        own = self.writer.file_writer.event_writer._file_name if self.writer.file_writer else ""
-        for path in self._list():
-            if path.name == Path(own).name:
-                continue
-            if path.name in state_dict:
-                # after a power cut a file may be shorter than it was
-                os.truncate(path, min(state_dict[path.name], path.stat().st_size))
-            elif state_dict:
-                path.unlink()
-            else:
-                (self.folder / "earlier").mkdir(exist_ok=True)
-                path.rename(self.folder / "earlier" / path.name)
-
-    def _list(self) -> list[Path]:
-        return sorted(self.folder.glob("events.out.tfevents.*"))
 
 
 def _scalers(engine: Trainer) -> dict[str, torch.amp.GradScaler]:
