@@ -101,3 +101,6 @@ def test_find_weights(tmp_path, caplog):
     os.utime(second, (3_000, 3_000))
     assert find_weights("auto", "autoencoder_path", tmp_path) == str(second)
     assert find_weights("other.pt", "autoencoder_path", tmp_path) == "other.pt"
+    # a training of the decoder does not begin from what it wrote itself
+    folder = tmp_path / "runs" / "decoder"
+    assert find_weights("auto", "autoencoder_path", tmp_path, output_dir=folder) == str(first)

@@ -7,7 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from conftest import BUNDLE, CONFIGS, find_mistake, make_workflow, run_process, run_workflow
+from conftest import BUNDLE, CONFIGS, SMALL, find_mistake, make_workflow, run_process, run_workflow
 
 from scripts.data.files import FolderDataset
 from scripts.data.preprocessing import ScanPreprocessing
@@ -90,6 +90,7 @@ WRONG = [
     ("evaluate", "dataset_dir", "/none/scans", "no such folder"),
     # volumes
     *each(ALL, ("image_size", 0, POSITIVE), ("image_size", 64.0, POSITIVE)),
+    ("train_autoencoder", "train#batch_size", 4, "no such key"),
     *each((*STAGES, *SAMPLING), ("image_size", 40, "a multiple of 16"), ("image_size", 2048, "GiB of memory")),
     *each(STAGES, ("spacing", 1, "three numbers above 0"), ("spacing", [1, 1, 0], "three numbers above 0")),
     *each(STAGES, ("window", [1], "the lower first"), ("window", [5, 1], "the lower first")),
@@ -164,6 +165,24 @@ def test_every_overlay_is_tried():
 def test_law_without_noise(tmp_path):
     message = mistake("train_autoencoder", tmp_path, **{"law#b_min": 0, "law#b_max": 0})
     assert message.startswith("b_max=0: must be above 0")
+
+
+def test_publish_beside_a_folder(folder, tmp_path):
+    """Where a folder is scored no weights are read, and none are published."""
+    settings = {"dataset_dir": str(folder), "output_dir": str(tmp_path / "out"), "run_id": "publish"}
+    workflow = make_workflow("evaluate", "smoke", **settings)
+    workflow.parser["bundle_root"] = str(tmp_path)
+    assert find_mistake(workflow.run).startswith("dataset_dir: must be empty to publish")
+    assert not (tmp_path / "models").exists()
+
+
+def test_foreign_checkpoint(tmp_path):
+    folder = tmp_path / "out" / "checkpoints"
+    folder.mkdir(parents=True)
+    torch.save({"model": {}}, folder / "checkpoint_epoch=1.pt")
+    settings = {**SMALL, "output_dir": str(tmp_path / "out")}
+    message = find_mistake(lambda: make_workflow("train_autoencoder", "smoke", **settings))
+    assert message.startswith("ckpt_dir: ") and "is no checkpoint of this version" in message
 
 
 def test_file_instead_of_folder(tmp_path):

@@ -21,6 +21,12 @@ class SettingError(PlainError, ValueError):
     """A user's mistake: the message names the key, the value and what is allowed."""
 
 
+def require(condition: bool, message: str) -> None:
+    """Raise ``SettingError`` with a message unless a condition of a config holds."""
+    if not condition:
+        raise SettingError(message)
+
+
 def is_integer(value: Any) -> bool:
     """Tell an integer, of Python or numpy, from everything else, booleans included."""
     return isinstance(value, Integral) and not isinstance(value, bool)

@@ -135,6 +135,13 @@ def _check_names(config: Mapping[str, Any]) -> None:
         if plain and not known and not re.search(rf"@{re.escape(name)}\b", text):
             others = [key for key in names[:own] if key in RULES]
             raise SettingError(f"{name}={config[name]!r}: no such key in this config{_suggest(name, others)}")
+    sections = {name: part for name, part in config.items() if isinstance(part, dict) and not name.startswith("_")}
+    for name, part in sections.items():
+        for key, value in part.items() if "_target_" not in part else ():
+            if not isinstance(value, dict | list) and not re.search(
+                rf"@{re.escape(name)}(#|::){re.escape(key)}\b", text
+            ):
+                raise SettingError(f"{name}#{key}={value!r}: no such key in this config{_suggest(key, part)}")
 
 
 def _components(value: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -206,8 +213,10 @@ def _check_resources(config: Mapping[str, Any], settings: Mapping[str, Any], dev
     workers, cores = settings.get("num_workers", 0), os.cpu_count() or 1
     if workers > 4 * cores:
         raise SettingError(f"num_workers={workers}: must be at most {4 * cores}, four for each of the {cores} cores.")
-    # The second stage trains on latents, and sees volumes in batches of encode_batch_size.
-    key = next((key for key in BYTES_PER_VOXEL if key in settings), None)
+    # The second stage trains on latents, and sees volumes in batches of encode_batch_size. An overlay for any config
+    # sets batches of training where nothing is trained.
+    trains = isinstance(config.get("train"), dict)
+    key = next((key for key in BYTES_PER_VOXEL if key in settings and (trains or key != "train_batch_size")), None)
     if key is None or "image_size" not in settings:
         return
     fixed = [part["batch_size"] for _, part in _components(config) if "FixedBatch" in str(part["_target_"])]
@@ -219,6 +228,6 @@ def _check_resources(config: Mapping[str, Any], settings: Mapping[str, Any], dev
         there, where = psutil.virtual_memory().available, "free are"
     if needed > there:
         raise SettingError(
-            f"image_size={settings['image_size']}: with {key}={settings[key]} it takes about {needed / 2**30:.1f} GiB "
-            f"of memory; {where} {there / 2**30:.1f} GiB. A smaller batch or image_size fits."
+            f"image_size={settings['image_size']}: batches of {batch} take about {needed / 2**30:.1f} GiB of memory; "
+            f"{where} {there / 2**30:.1f} GiB. A smaller image_size{'' if fixed else f' or {key}'} takes less."
         )

@@ -34,6 +34,8 @@ class RunRecord:
         parser = find_parser()
         unrecorded = {*UNRECORDED, *ignore}
         self.values = dict(_flatten({key: value for key, value in parser.get().items() if key not in unrecorded}))
+        if "dtype" in parser:  # what precision=auto stands for on this machine
+            self.values["precision"] = str(parser.get_parsed_content("dtype")).removeprefix("torch.")
         for file, key in FILES.items():
             given = next((name for name in (file, key) if name in parser), None)
             path = parser.get_parsed_content(given) if given else None

@@ -50,7 +50,9 @@ def write_state(weights: Mapping[str, Any], path: str | os.PathLike) -> None:
         raise PlainError(explain_full(path, cause)) from error
 
 
-def find_weights(path: str | os.PathLike, key: str, bundle_root: str | os.PathLike) -> str:
+def find_weights(
+    path: str | os.PathLike, key: str, bundle_root: str | os.PathLike, output_dir: str | os.PathLike | None = None
+) -> str:
     """Find the weights that a key stands for, and say which they are.
 
     Args:
@@ -58,6 +60,7 @@ def find_weights(path: str | os.PathLike, key: str, bundle_root: str | os.PathLi
             released ones.
         key: name of the key.
         bundle_root: the bundle's folder.
+        output_dir: where this run itself writes weights, which it does not begin from.
 
     Returns:
         Path of the file.
@@ -65,6 +68,7 @@ def find_weights(path: str | os.PathLike, key: str, bundle_root: str | os.PathLi
     if str(path) != "auto":
         return os.fspath(path)
     released, *trained = (Path(bundle_root) / place for place in PLACES[key])
+    trained = [place for place in trained if output_dir is None or place.parent.resolve() != Path(output_dir).resolve()]
     newest = max((place for place in trained if place.is_file()), key=lambda place: place.stat().st_mtime, default=None)
     if newest is None:
         logger.info("%s: %s, the released weights (there is no %s)", key, released, " or ".join(map(str, trained)))
@@ -116,7 +120,11 @@ def read_state(path: str | os.PathLike, where: str) -> dict[str, torch.Tensor]:
 def tell_unreadable(error: Exception) -> str:
     """Tell why torch can't read a file; for one that holds objects, it would advise to load it unsafely."""
     told = (str(error).splitlines() or [type(error).__name__])[0]
-    return "it holds something other than tensors, which could run code" if "eights" in told else told
+    if "Weights only" not in told:
+        return told
+    if "Unsupported" in str(error):
+        return "it holds something other than tensors, which could run code"
+    return "it is no file that torch wrote, as the pointer that Git LFS leaves is none"
 
 
 def compare_states(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> list[str]:

@@ -64,7 +64,8 @@ class SampleFolder:
         else:
             earlier = [*volumes, *(path for path in map(self.path.joinpath, BESIDE) if path.is_file())]
         if earlier:
-            number = 1 + sum(path.is_dir() for path in self.path.glob("earlier_*"))
+            numbers = (path.name.removeprefix("earlier_") for path in self.path.glob("earlier_*"))
+            number = 1 + max((int(number) for number in numbers if number.isdecimal()), default=0)
             aside = self.path / f"earlier_{number}"
             aside.mkdir()
             for path in earlier:

@@ -162,9 +162,10 @@ class Checkpoints:
 
     def _prune(self) -> None:
         """Remove the checkpoints that a newer one makes needless."""
-        older = list_checkpoints(self.files.folder)[1:]
-        whole = [path for path in older if "iteration" not in path.name]
-        for path in [*(path for path in older if path not in whole), *(whole[self.keep - 1 :] if self.keep else ())]:
+        there = list_checkpoints(self.files.folder)
+        whole = [path for path in there if "iteration" not in path.name]
+        within = [path for path in there[1:] if path not in whole]
+        for path in [*within, *whole[self.keep or len(whole) :]]:
             path.unlink()
 
     def _stop(self, engine: Trainer) -> None:

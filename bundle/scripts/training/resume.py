@@ -20,7 +20,10 @@ from ..weights import tell_unreadable
 logger = logging.getLogger(__name__)
 
 # What can't change under way, whatever `resume` says: the data and their order, and the networks.
-FIXED = ("train_size", "train_batch_size", "seed", "dataset_dir", "image_size", "law", "autoencoder_path")
+FIXED = (
+    *("train_size", "train_batch_size", "seed", "image_size", "law", "autoencoder_path"),
+    *("dataset_dir", "split_seed", "channel", "spacing", "window", "crop", "normalize"),
+)
 
 
 def find_checkpoint(ckpt_dir: str | os.PathLike, resume: bool | str, record: RunRecord) -> Path | None:
@@ -63,8 +66,12 @@ def find_checkpoint(ckpt_dir: str | os.PathLike, resume: bool | str, record: Run
             aside = path.rename(path.with_name(f"damaged-{path.name}"))
             logger.warning("%s can't be read (%s): set aside as %s", path, tell_unreadable(error), aside.name)
             continue
-        _compare(checkpoint.get("record", {}), record.values, folder, resume)
-        done = checkpoint["trainer"]["iteration"] // checkpoint["trainer"]["epoch_length"]
+        try:
+            done = checkpoint["trainer"]["iteration"] // checkpoint["trainer"]["epoch_length"]
+            there = checkpoint["record"]
+        except (AttributeError, KeyError, TypeError):
+            raise SettingError(f"ckpt_dir: {path} is no checkpoint of this version of this bundle.") from None
+        _compare(there, record.values, folder, resume)
         if done > int(record.values.get("epochs", done)):
             raise SettingError(f"epochs={record.values['epochs']}: the training in {folder} has {done} already.")
         return path

@@ -109,5 +109,5 @@ class StopOnNaN:
         last = f"The last good checkpoint is {checkpoints[0]}" if checkpoints else "There is no checkpoint yet"
         raise DivergenceError(
             f"the loss is {loss} in epoch {engine.state.epoch}, step {engine.state.iteration}: training stopped. "
-            f"{last}; carry on with a lower lr, or with precision float32."
+            f"{last}; carry on with resume=true and a lower lr, or precision float32."
         )
