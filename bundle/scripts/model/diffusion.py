@@ -22,8 +22,8 @@ class AutocastInferer(Inferer):
         inferer: for latents that are encoded and scaled beforehand MONAI's ``DiffusionInferer``, which adds the noise
             and asks the network for its prediction, or another package's.
         dtype: type of the network's activations: ``torch.float32``, or a shorter one for autocast. Mind networks with
-            convolutions on volumes of 2^3 that ``speed_up`` has not seen: on some CPUs their bf16 backward returns
-            non-finite gradients now and then (PyTorch 2.13), and the training skips these steps.
+            convolutions on volumes of 2^3: on some CPUs their bf16 backward returns non-finite gradients now and then
+            (PyTorch 2.13), and the training skips these steps. ``speed_up`` avoids them; no config uses it yet.
     """
 
     def __init__(self, inferer: Callable[..., torch.Tensor], dtype: torch.dtype = torch.float32) -> None:

@@ -20,10 +20,10 @@ class EvidenceLowerBoundLoss(nn.Module):
 
     The share of ``a`` and ``b`` in that bound is about a hundredth of the support's, so a network learns the shape and
     stops there for thousands of steps. Two terms speed them up: the squared errors of the first and the second moment
-    that the decoder predicts, in the core of each volume's support and in its rim. Tens of thousands of voxels share
-    each moment, so that it has a hundredth of a voxel's noise. Taken over the whole support instead, the moments would
-    let too much in the core make up for too little at the rim. Both terms vanish at the bound's own optimum, which they
-    leave where it is.
+    that the decoder predicts over each volume's support. Tens of thousands of voxels share each moment, so that it has
+    a hundredth of a voxel's noise. By default the moments are taken over the whole support, where too much in the core
+    can make up for too little at the rim; with a ``block_size`` above 0 core and rim have moments of their own. Both
+    terms vanish at the bound's own optimum, which they leave where it is.
 
     Args:
         kl_weight: weight of the Kullback-Leibler divergence of the latents from N(0, 1).

@@ -1,4 +1,4 @@
-"""Numbers that leave the numbers: gradients that are clipped or dropped, and a loss that ends its training."""
+"""Non-finite gradients and losses: gradients are clipped or their step is dropped, a loss ends its training."""
 
 from __future__ import annotations
 
