@@ -25,7 +25,6 @@ from scripts.report.curves import read_events
 RUNS = BUNDLE / "runs" / "recipes"
 RESULTS = Path(__file__).parent / "results" / "recipes.json"
 
-# What every training of a stage gets. The moving average spans 200 steps instead of 1,000, for a training this short.
 AUTOENCODER = "--train_size 4096 --epochs 1"
 DIFFUSION = "--train_size 8192 --epochs 16"
 SHORT = "--train_size 8192 --epochs 4 --val_interval 4"
