@@ -191,9 +191,8 @@ def _check_latents(config: Mapping[str, Any], settings: Mapping[str, Any]) -> No
     definition = config.get("autoencoder_def")
     if isinstance(definition, dict):
         channels = definition.get("channels", definition.get("num_channels"))
-        blocks = {part.get("block_size", 1) for _, part in _components(config) if part.get("network") is not None}
         levels = len(ensure_tuple(channels))
-        expected = max(blocks, default=1) * 2 ** (levels - 1)
+        expected = 2 ** (levels - 1)
         if stride != expected:
             raise SettingError(
                 f"autoencoder_def#channels={channels}, latent_stride={stride}: {levels - 1} halvings; the stride "

@@ -6,13 +6,11 @@ import math
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from monai.inferers import Inferer
-from monai.networks.utils import pixelshuffle
 from monai.utils import CommonKeys
 from torch import nn
 
-from ..checks import SettingError, is_integer
+from ..checks import SettingError
 from ..environment import autocast
 from .distributions import ZeroInflatedNormal
 
@@ -28,16 +26,11 @@ class VolumeAutoencoder(nn.Module):
     size, the scale stays readable, and the absolute value carries the deviation of the noise to first order. Centring
     it matters: off centre, it is almost a copy of the support.
 
-    The network works on blocks of voxels, which spares it the layers at full size, the dearest of all. It is shown the
-    mean of each block: of white noise in a ball that is all there is to know, and the share of a block that is support
-    tells where the surface passes through it. It returns the voxels of a block as channels.
-
     It has the methods of a first stage that ``LatentDiffusionInferer`` asks for.
 
     Args:
         network: MONAI's ``AutoencoderKL``, or another network with its ``encode``, ``sampling`` and ``decode``, with
-            3 channels in and 3 * block_size^3 out (see ``ZeroInflatedNormal.from_channels``).
-        block_size: voxels along each axis of a block; 1 lets the network see the volume itself.
+            3 channels in and 3 out (see ``ZeroInflatedNormal.from_channels``).
         dtype: type of the network's activations: ``torch.float32``, or a shorter one for autocast.
         log_variance: initial logarithm of the posterior's variance. A new network draws its latents with unit
             variance, which buries the faint traces of ``a`` and ``b``; starting quiet lets the decoder find them.
@@ -50,27 +43,15 @@ class VolumeAutoencoder(nn.Module):
     channels = 3
 
     def __init__(
-        self,
-        network: nn.Module,
-        block_size: int = 1,
-        dtype: torch.dtype = torch.float32,
-        log_variance: float | None = None,
+        self, network: nn.Module, dtype: torch.dtype = torch.float32, log_variance: float | None = None
     ) -> None:
         super().__init__()
-        if not is_integer(block_size) or block_size < 1:
-            raise SettingError(f"block_size={block_size!r}: must be a positive integer.")
-        layers = [*network.encoder.modules(), *network.decoder.modules()]  # type: ignore[union-attr]
-        layers = [layer for layer in layers if isinstance(layer, nn.Conv3d)]
-        for name, there, expected in (
-            ("in_channels", layers[0].in_channels, self.channels),
-            ("out_channels", layers[-1].out_channels, self.channels * block_size**3),
-        ):
-            if there != expected:
+        for part, name in ((network.encoder, "in_channels"), (network.decoder, "out_channels")):
+            there = getattr(part, name)
+            if there != self.channels:
                 raise SettingError(
-                    f"autoencoder_def#{name}={there}: must be {expected}, for a {type(self).__name__} with blocks of "
-                    f"{block_size}^3 voxels."
+                    f"autoencoder_def#{name}={there}: must be {self.channels}, for a {type(self).__name__}."
                 )
-        self.block_size = block_size
         # 3D convolutions on few channels run about twice as fast with the channels last.
         self.network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.dtype = dtype
@@ -91,9 +72,8 @@ class VolumeAutoencoder(nn.Module):
         Returns:
             Mean and standard deviation of the latents, each of shape (B, latent channels, d, h, w), float32.
         """
-        shown = F.avg_pool3d(self._show(x), self.block_size)
         with autocast(x, self.dtype):
-            mean, deviation = self.network.encode(shown.contiguous(memory_format=torch.channels_last_3d))
+            mean, deviation = self.network.encode(self._show(x).contiguous(memory_format=torch.channels_last_3d))
         return mean.float(), deviation.float()
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
@@ -107,8 +87,7 @@ class VolumeAutoencoder(nn.Module):
         """
         with autocast(z, self.dtype):
             # Whoever reads one channel then reads consecutive voxels.
-            blocks = self.network.decode(z).to(torch.float32, memory_format=torch.contiguous_format)
-        return pixelshuffle(blocks, spatial_dims=3, scale_factor=self.block_size)
+            return self.network.decode(z).to(torch.float32, memory_format=torch.contiguous_format)
 
     def reconstruct(self, x: torch.Tensor) -> torch.Tensor:
         """Decode the mean of the latents of volumes (B, 1, D, H, W): shape (B, 3, D, H, W)."""
@@ -139,8 +118,7 @@ class DeterministicAutoencoder(VolumeAutoencoder):
     downstream it is a distribution that always returns that value, with no voxel exactly 0.
 
     Args:
-        network: as for ``VolumeAutoencoder``, with 1 channel in and block_size^3 out.
-        block_size: as there.
+        network: as for ``VolumeAutoencoder``, with 1 channel in and 1 out.
         dtype: as there.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""How the diffusion model is trained on encoded latents: the pass through the network, its target, and its speed."""
+"""How the diffusion model is trained on encoded latents: the pass through the network, and its target."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from monai.engines import VPredictionPrepareBatch
 from monai.inferers import Inferer
 from monai.networks.schedulers import RFlowScheduler, Scheduler
@@ -23,7 +22,7 @@ class AutocastInferer(Inferer):
             and asks the network for its prediction, or another package's.
         dtype: type of the network's activations: ``torch.float32``, or a shorter one for autocast. Mind networks with
             convolutions on volumes of 2^3: on some CPUs their bf16 backward returns non-finite gradients now and then
-            (PyTorch 2.13), and the training skips these steps. ``speed_up`` avoids them; no config uses it yet.
+            (PyTorch 2.13), and the training skips these steps.
     """
 
     def __init__(self, inferer: Callable[..., torch.Tensor], dtype: torch.dtype = torch.float32) -> None:
@@ -74,45 +73,3 @@ class VelocityPrepareBatch(VPredictionPrepareBatch):
         if isinstance(self.scheduler, RFlowScheduler):
             return images - noise
         return super().get_target(images, noise, timesteps)
-
-
-class SmallConv3d(nn.Conv3d):
-    """A convolution with a kernel of 3^3 that works on grids of at most 2^3 as one product of matrices.
-
-    On such a grid each output sees each input, through 8 of the kernel's 27 taps; the usual way reckons with all 27.
-    This takes a quarter of the time on a CPU, and it avoids a fault: PyTorch 2.13's bf16 backward of ``Conv3d`` on 2^3
-    now and then returns gradients that are not finite. Larger grids, and exporters, take the usual way.
-    """
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Convolve (B, C, d, h, w)."""
-        grid = x.shape[2:]
-        plain = self.kernel_size == (3, 3, 3) and self.stride == self.dilation == (1, 1, 1) and self.groups == 1
-        exporting = torch.jit.is_tracing() or torch.compiler.is_compiling()
-        if max(grid) > 2 or not plain or exporting:
-            return super().forward(x)
-        places = torch.cartesian_prod(*(torch.arange(size, device=x.device) for size in grid)).view(-1, 3)
-        taps = ((places[None] - places[:, None] + 1) * torch.tensor([9, 3, 1], device=x.device)).sum(dim=-1)
-        outputs, inputs, count = self.out_channels, self.in_channels, len(places)
-        # a product with ones and zeros: picking the taps out by index has a slow backward
-        picked = self.weight.view(outputs * inputs, 27) @ F.one_hot(taps.flatten(), 27).T.to(self.weight)
-        matrix = picked.view(outputs, inputs, count, count).permute(1, 3, 0, 2).reshape(inputs * count, outputs * count)
-        y = x.reshape(len(x), -1) @ matrix.to(x.dtype)
-        bias = 0 if self.bias is None else self.bias.view(-1, 1, 1, 1)
-        return y.view(len(x), outputs, *grid) + bias
-
-
-def speed_up(network: nn.Module, device: torch.device | str | None = None) -> nn.Module:
-    """Let a network's convolutions work as ``SmallConv3d`` does, and move it to a device; its weights stay its own.
-
-    Args:
-        network: MONAI's ``DiffusionModelUNet``, or another.
-        device: where to; ``None`` leaves it where it is.
-
-    Returns:
-        The network.
-    """
-    for module in network.modules():
-        if type(module) is nn.Conv3d:
-            module.__class__ = SmallConv3d  # the same parameters, another forward
-    return network if device is None else network.to(device)

@@ -50,11 +50,11 @@ class VolumeGenerator(TracedWhenScripted):
         super().__init__()
         self.diffusion_model = diffusion_model
         self.autoencoder = autoencoder
-        latents = next(layer for layer in autoencoder.network.decoder.modules() if isinstance(layer, nn.Conv3d))
+        latent_channels = autoencoder.network.latent_channels
         for name in ("in_channels", "out_channels"):
-            if getattr(diffusion_model, name) != latents.in_channels:
+            if getattr(diffusion_model, name) != latent_channels:
                 raise SettingError(
-                    f"diffusion_def#{name}={getattr(diffusion_model, name)}: must be {latents.in_channels}, the "
+                    f"diffusion_def#{name}={getattr(diffusion_model, name)}: must be {latent_channels}, the "
                     "latent_channels of autoencoder_def."
                 )
         self.scale_factor: torch.Tensor
