@@ -21,7 +21,7 @@ def test_several_processes(config, tmp_path, monkeypatch):
 def test_first_mistake_first():
     """The first mistake is told before a later, slower check starts."""
     with pytest.raises(SettingError, match="epochs"):
-        check_settings(epochs=0, output_dir="/proc/none")
+        check_settings({"epochs": 0, "output_dir": "/proc/none"}.items())
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -66,8 +66,6 @@ def clear_partial(folder: str | os.PathLike) -> None:
 
 
 def _flush(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():
-        return  # Windows opens no folder
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -155,11 +155,12 @@ LIMITS = (
 )
 
 
-def check_settings(**settings: Any) -> dict[str, Any]:
+def check_settings(given: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """Check keys against their rules.
 
     Args:
-        settings: keys that a user may override, as ``RULES`` names them, and their values.
+        given: keys that a user may override, as ``RULES`` names them, and their values; one is taken when those before
+            it are seen to be right, for its value may be made of theirs.
 
     Returns:
         The settings.
@@ -168,10 +169,12 @@ def check_settings(**settings: Any) -> dict[str, Any]:
         SettingError: at the first value that breaks a rule, that exceeds the key it is limited by, or that the
             networks' strides do not divide.
     """
-    for key, value in settings.items():
+    settings = {}
+    for key, value in given:
         is_allowed, allowed = RULES[key]
         if not is_allowed(value):
             raise SettingError(f"{key}={value!r}: must be {allowed}.")
+        settings[key] = value
     for key, limit, name in LIMITS:
         if key in settings and limit in settings and settings[key] > settings[limit]:
             raise SettingError(f"{key}={settings[key]}: must be at most {name.format(settings[limit])}.")

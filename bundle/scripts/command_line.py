@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
@@ -46,9 +46,7 @@ def end_plainly(verbose: bool = False) -> None:
         threading.excepthook = _show_of_thread
         for handler in logging.getLogger().handlers:
             handler.addFilter(_is_no_plain_end)
-    if threading.current_thread() is threading.main_thread():
-        for number in SIGNALS:
-            signal.signal(number, _end)
+    _on_signal(_end)
 
 
 def explain(error: BaseException) -> str | None:
@@ -104,7 +102,8 @@ def _frames(error: BaseException) -> Iterator[FrameType]:
 
 
 def _raised_by(error: BaseException, package: str) -> bool:
-    return [frame.f_globals.get("__name__", "") for frame in _frames(error)][-1:][0].startswith(package)
+    *_, last = _frames(error)
+    return last.f_globals.get("__name__", "").startswith(package)
 
 
 def _name(resolving: dict[str, Any]) -> str:
@@ -150,6 +149,13 @@ def _show_of_thread(arguments: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(arguments)
 
 
+def _on_signal(handler: Callable[[int, FrameType | None], None]) -> None:
+    """Handle the signals that end a command; those of a program that runs a workflow itself are its own."""
+    if on_command_line() and threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, handler)
+
+
 def _end(number: int, frame: FrameType | None = None) -> None:
     if os.getpid() != COMMAND:
         return
@@ -169,15 +175,11 @@ class Interruption:
 
     def await_one(self) -> None:
         """From now on, note a signal."""
-        if on_command_line() and threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                signal.signal(number, self._note)
+        _on_signal(self._note)
 
     def stop_waiting(self) -> None:
         """From now on, a signal ends the process at once."""
-        if on_command_line() and threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                signal.signal(number, _end)
+        _on_signal(_end)
 
     def end_process(self) -> NoReturn:
         """End the process as the signal would have."""

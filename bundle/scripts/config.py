@@ -53,12 +53,8 @@ def check_config() -> dict[str, Any]:
         _check_command_line(sys.argv, config)
     _check_names(config)
     _check_arguments(config, parser)
-    settings: dict[str, Any] = {}
     # an overlay for several configs (smoke.json) has keys that this one knows nothing of: checked all the same
-    for key in config:
-        if key in RULES:
-            settings |= check_settings(**{key: parser.get_parsed_content(key)})
-    check_settings(**settings)
+    settings = check_settings((key, parser.get_parsed_content(key)) for key in config if key in RULES)
     _check_latents(config, settings)
     _check_resources(config, settings, select_device(settings.get("device", "cpu")))
     return settings

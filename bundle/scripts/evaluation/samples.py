@@ -20,7 +20,7 @@ from monai.transforms import SaveImage
 from monai.utils import CommonKeys
 from torch.utils.data import Dataset, Subset
 
-from ..atomic import PARTIAL, clear_partial, replacing
+from ..atomic import clear_partial, replacing
 from ..checks import SettingError
 from ..record import RunRecord
 from .measurement import measure_spheres, measure_values
@@ -142,7 +142,6 @@ class SampleWriter:
         volumes = engine.state.output[CommonKeys.PRED].cpu()
         for index, volume in zip(engine.state.batch["index"].tolist(), volumes, strict=True):
             with replacing(self.folder.file(index)) as partial:
-                assert partial.name.startswith(PARTIAL)
                 meta = {"filename_or_obj": partial.name, "affine": self.affine, "space": "RAS"}
                 self.save(volume, meta_data=meta)
             self._note(index, volume)
