@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import BUNDLE, CONFIGS, SMALL, find_mistake, make_workflow, run_process, run_workflow
 
-from scripts.data.files import FolderDataset
 from scripts.data.preprocessing import ScanPreprocessing
+from scripts.data.volumes import FolderDataset
 
 STAGES = ("train_autoencoder", "train_diffusion")
 SAMPLING = ("inference", "evaluate")

@@ -1,4 +1,4 @@
-"""Volumes from files: which they are, how they are split, and how often an epoch goes through them."""
+"""Files of volumes: which they are, and how they are split into sets."""
 
 from __future__ import annotations
 
@@ -7,21 +7,15 @@ import json
 import logging
 import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
-import torch
-from monai.data import CacheDataset, Dataset, load_decathlon_datalist, partition_dataset
-from monai.transforms import Compose, EnsureTyped
+from monai.data import load_decathlon_datalist, partition_dataset
 from monai.utils import CommonKeys
-from torch.utils.data import Dataset as TorchDataset
-from tqdm import tqdm
 
 from ..checks import SettingError
-from .preprocessing import LoadVolumed
 
 logger = logging.getLogger(__name__)
 
@@ -162,53 +156,3 @@ def split_volumes(
     counted = ", ".join(f"{len(sections[name])} {name}" for name in SECTIONS)
     logger.info("%d volumes of %s: %s", sum(map(len, sections.values())), dataset_dir, counted)
     return {name: sections[name] for name in SECTIONS}
-
-
-class FolderDataset(Dataset):
-    """Volumes as they are, to be scored: an item is ``{CommonKeys.IMAGE: (1, size, size, size) float32}``.
-
-    Args:
-        dataset_dir: as for ``list_volumes``; of a datalist, the training volumes.
-        size: voxels along each axis that every volume has to have.
-
-    Raises:
-        SettingError: as ``list_volumes``; the message names the folder or the file.
-    """
-
-    def __init__(self, dataset_dir: str | os.PathLike, size: int) -> None:
-        transform = Compose([LoadVolumed(), EnsureTyped(CommonKeys.IMAGE, dtype=torch.float32, track_meta=False)])
-        super().__init__(list_volumes(dataset_dir, size)["training"], transform)
-
-
-class CachedVolumes(CacheDataset):
-    """MONAI's ``CacheDataset``, whose threads have ended when a file that can't be read ends the loading.
-
-    MONAI's own run on behind the error, and the interpreter, which exits under them, aborts.
-    """
-
-    def _fill_cache(self, indices: Iterable[int] | None = None) -> list[Any]:
-        places = range(self.cache_num) if indices is None else list(indices)
-        with ThreadPoolExecutor(self.num_workers) as pool:
-            items = pool.map(self._load_cache_item, places)
-            return list(tqdm(items, "loading", len(places), leave=False, disable=not places))
-
-
-class RepeatedDataset(TorchDataset):
-    """A dataset gone through as often as an epoch of a given length asks for.
-
-    So a training takes as many steps on a hundred scans as on thousands.
-
-    Args:
-        dataset: the volumes, or their latents.
-        length: items of an epoch.
-    """
-
-    def __init__(self, dataset: TorchDataset, length: int) -> None:
-        self.dataset = dataset
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> Any:
-        return self.dataset[index % len(self.dataset)]  # type: ignore[arg-type]

@@ -6,14 +6,12 @@ import logging
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import nibabel
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import (
     Compose,
     EnsureTyped,
-    LoadImage,
     MapTransform,
     NormalizeIntensity,
     Orientationd,
@@ -25,62 +23,12 @@ from monai.utils import CommonKeys
 from torch.utils.data import Dataset
 
 from ..checks import SettingError
+from .volumes import LoadVolumed
 
 logger = logging.getLogger(__name__)
 
-# Millimetres in the units of length that a NIfTI header can name; nameless ones are taken for millimetres.
-UNITS = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
-
 # Least share of voxels of exactly 0 below which a volume has no such background.
 LEAST_BACKGROUND = 0.01
-
-
-class LoadVolumed(MapTransform):
-    """Loads one channel of a volume, channel first, float32, with its metadata.
-
-    Args:
-        keys: as for every dictionary transform of MONAI's; items hold the path of a file.
-        channel: which channel of a file of several.
-        background: what voxels become that are not finite.
-
-    Raises:
-        SettingError: when called, if a file can't be read (headers may be fine, and what follows cut off), lacks the
-            channel, or holds nothing finite.
-    """
-
-    def __init__(self, keys: str | Sequence[str] = CommonKeys.IMAGE, channel: int = 0, background: float = 0.0) -> None:
-        super().__init__(keys)
-        self.channel = channel
-        self.background = background
-        self.load = LoadImage(image_only=True, ensure_channel_first=True)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Load the volumes of an item: each of shape (1, D, H, W)."""
-        item = dict(data)
-        for key in self.key_iterator(item):
-            item[key] = self._read(item[key])
-        return item
-
-    def _read(self, file: str) -> torch.Tensor:
-        try:
-            header: Any = nibabel.load(file).header
-            with np.errstate(over="ignore"):  # what float32 can't hold is reported below
-                volume: Any = self.load(file)
-        except Exception as error:  # gzip, zlib, nibabel and MONAI each have their own
-            raise SettingError(f"dataset_dir: {file} can't be read as NIfTI: {error}") from error
-        if volume.ndim == 5:  # x, y, z, time 1, channel
-            volume = volume[..., 0]
-        if self.channel >= len(volume):
-            raise SettingError(f"channel={self.channel}: {file} has channels 0 to {len(volume) - 1} alone.")
-        volume = volume[self.channel : self.channel + 1]
-        finite = volume.isfinite()
-        if not finite.any():
-            raise SettingError(f"dataset_dir: {file} holds no value that is finite.")
-        if volume.isinf().any():
-            count = int(volume.isinf().sum())
-            logger.warning("%s: %d values beyond the range of float32 became background", file, count)
-        volume.affine[:3] *= UNITS[header.get_xyzt_units()[0]]
-        return volume.nan_to_num(*[self.background] * 3)
 
 
 class Windowd(MapTransform):

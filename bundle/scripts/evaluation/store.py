@@ -1,0 +1,58 @@
+"""Where generated volumes stay while they are scored."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+import numpy as np
+import torch
+from ignite.engine import Events
+from monai.engines import Workflow
+from monai.utils import CommonKeys
+from torch.utils.data import Dataset
+
+
+class VolumeStore(Dataset[dict[str, torch.Tensor]]):
+    """Keeps the volumes that an evaluator generates: a handler to attach, and then a dataset of them.
+
+    Item ``i`` is ``{CommonKeys.IMAGE: (1, D, H, W) float32}``. They lie in a file without a name, which goes with the
+    process, so that memory does not grow with their number; of each volume it holds which voxels are not 0, and their
+    values.
+    """
+
+    def __init__(self) -> None:
+        self.shape: tuple[int, ...] = ()
+        self.places: list[tuple[int, int]] = []  # where a volume begins in the file, and how many values it has
+
+    def attach(self, engine: Workflow) -> None:
+        """Register with an evaluator whose prediction is volumes."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.keep)
+
+    def start(self) -> None:
+        """Forget an earlier run's volumes."""
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as the dataset is used
+        self.places.clear()
+
+    def keep(self, engine: Workflow) -> None:
+        """Keep a batch."""
+        for volume in engine.state.output[CommonKeys.PRED].cpu().numpy():
+            values = volume[volume != 0]
+            self.shape = volume.shape
+            self.places.append((self.file.tell(), len(values)))
+            self.file.write(np.packbits(volume != 0).tobytes() + values.tobytes())
+        self.file.flush()
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        start, count = self.places[index]
+        size = int(np.prod(self.shape))
+        # pread: worker processes share the file's position
+        content = os.pread(self.file.fileno(), -(-size // 8) + 4 * count, start)
+        support = np.unpackbits(np.frombuffer(content, np.uint8, -(-size // 8)), count=size).astype(bool)
+        volume = np.zeros(size, np.float32)
+        volume[support] = np.frombuffer(content, np.float32, count, -(-size // 8))
+        return {CommonKeys.IMAGE: torch.from_numpy(volume.reshape(self.shape))}
