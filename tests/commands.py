@@ -6,6 +6,7 @@ as ``python -m monai.bundle`` does: with its own main module, signals, exit code
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -148,7 +149,9 @@ class CommandServer:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.count = 0
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        # MLflow reports its use to its makers, but from tests
+        left_out = ("PYTHONPATH", "PYTEST_CURRENT_TEST", "CI", "GITHUB_ACTIONS")
+        environment = {name: value for name, value in os.environ.items() if name not in left_out}
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", __file__],
             cwd=BUNDLE,
@@ -167,13 +170,16 @@ class CommandServer:
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
-    def start(self, *configs: str, most_bytes: int = -1, dies_of_it: bool = False, **settings: Any) -> Command:
+    def start(
+        self, *configs: str, most_bytes: int = -1, dies_of_it: bool = False, offline: bool = False, **settings: Any
+    ) -> Command:
         """Start a command.
 
         Args:
             configs: config and overlays.
             most_bytes: size that no file of it can exceed; -1 for any.
             dies_of_it: whether a file that would be larger kills it, in the middle of the write, instead of failing.
+            offline: whether no other machine can be reached; each attempt is a line of its output.
             settings: keys on the command line.
         """
         self.count += 1
@@ -181,6 +187,7 @@ class CommandServer:
         output.touch()
         words = arguments(configs, **settings)
         question = {"start": words, "output": str(output), "most_bytes": most_bytes, "dies_of_it": dies_of_it}
+        question["offline"] = offline
         return Command(self, self.ask(question), output)
 
     def run(self, *configs: str, **settings: Any) -> Command:
@@ -196,8 +203,20 @@ class CommandServer:
         self.process.wait()
 
 
-def _become(start: Sequence[str], output: str, most_bytes: int, dies_of_it: bool) -> None:
+def _refuse_network(event: str, arguments: tuple[Any, ...]) -> None:
+    """Say what is looked up or connected to, and fail as a machine without a network does."""
+    # the address of a socket between processes of this machine is a file's name
+    if event == "socket.getaddrinfo" or (
+        event in ("socket.connect", "socket.sendto") and isinstance(arguments[1], tuple)
+    ):
+        print(f"NETWORK {event} {arguments[:2]}", flush=True)
+        raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
+
+
+def _become(start: Sequence[str], output: str, most_bytes: int, dies_of_it: bool, offline: bool) -> None:
     """Make this fork what a shell would have started."""
+    if offline:
+        sys.addaudithook(_refuse_network)
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     files = os.open(os.devnull, os.O_RDONLY), os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -1,19 +1,22 @@
 """The instrument: real spheres pass every line at the stated error rates, each wrong generator fails the right one."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import read_json, run_workflow
 from monai.transforms import GaussianSmooth
+from torch.utils.data import DataLoader
 
 from scripts.data.spheres import SphereDataset, SphereLaw
 from scripts.evaluation.classifier import classify_two_samples
-from scripts.evaluation.diversity import score_diversity
+from scripts.evaluation.diversity import score_copies, score_diversity
 from scripts.evaluation.fidelity import KS, RANK_CORRELATION, score_parameters, standardise
 from scripts.evaluation.lines import Line
 from scripts.evaluation.measurement import SphereMetric
+from scripts.evaluation.store import VolumeStore
 from scripts.evaluation.table import format_table
 
 LAW = SphereLaw()
@@ -172,6 +175,34 @@ def test_diversity_of_collapse():
     assert wrong["ms_ssim"].value == pytest.approx(1.0, abs=1e-4)
     assert lines["ms_ssim"].value < 0.8
     assert wrong["mmd"].value > 5 * abs(lines["mmd"].value)
+
+
+def test_copies_are_found():
+    """Copies of training volumes are nearer to them than held-out ones; fresh volumes are not."""
+    training, held_out, fresh = (SphereDataset(40, HALF, stream=stream) for stream in ("train", "test", "baseline"))
+    alike = score_copies(fresh, held_out, training)["copies"]
+    # 2.9 standard errors of 40 against 40; the limit is exceeded once in 500
+    assert alike.ok and alike.limit == pytest.approx(0.687, abs=1e-3)
+    rng = np.random.default_rng(0)
+    noise = [0.1 * torch.from_numpy(rng.standard_normal((1, 32, 32, 32))).float() for _ in range(40)]
+    copies = [{"image": training[i]["image"] + noise[i]} for i in range(40)]
+    found = score_copies(copies, held_out, training)["copies"]
+    assert found.value > 0.95 and not found.ok and found.p_value < 1e-9 and found.count == 40
+    # half of them copies: 0.5 + 0.5 / 2
+    mixed = score_copies([*copies[:20], *(fresh[i] for i in range(20))], held_out, training)["copies"]
+    assert 0.65 < mixed.value < 0.85
+    assert score_copies([], held_out, training) == {}
+
+
+def test_stored_volumes_in_workers():
+    """What an evaluator generated comes back bit for bit, in worker processes that are no forks too."""
+    store, volumes = VolumeStore(), torch.stack([SphereDataset(4, HALF)[i]["image"] for i in range(4)])
+    store.start()
+    store.keep(SimpleNamespace(state=SimpleNamespace(output={"pred": volumes})))
+    loader = DataLoader(store, batch_size=4, num_workers=1, multiprocessing_context="spawn")
+    (batch,) = loader
+    assert torch.equal(batch["image"], volumes)
+    assert torch.equal(store[3]["image"], volumes[3])
 
 
 def test_classifier_two_samples():

@@ -7,6 +7,7 @@ from monai.inferers import DiffusionInferer
 from monai.networks.nets import AutoencoderKL, DiffusionModelUNet
 from monai.networks.schedulers import DDPMScheduler, RFlowScheduler
 
+from scripts.evaluation.metrics import SeparableSSIMMetric
 from scripts.model.autoencoder import VolumeAutoencoder
 from scripts.model.diffusion import AutocastInferer, VelocityPrepareBatch
 from scripts.model.generator import FixedBatchInferer, VolumeGenerator
@@ -241,3 +242,64 @@ def test_fixed_batch():
     x, y = torch.randn(7, 2), torch.randn(7, 2)
     assert torch.equal(FixedBatchInferer(batch_size=3)(x, network, y), x + y)
     assert sizes == [3, 3, 3]
+
+
+META = {"device": "$torch.device('meta')", "precision": "float32"}
+
+
+def devices_in(found) -> set[str]:
+    """Name the devices of all tensors in what a component returned, or holds."""
+    if isinstance(found, torch.Tensor):
+        return {found.device.type}
+    if isinstance(found, dict):
+        found = found.values()
+    return set().union(*map(devices_in, found)) if not isinstance(found, str) and hasattr(found, "__iter__") else set()
+
+
+# A tensor on `meta` has a device but no values, and an operation on tensors of two devices fails: so a component that
+# makes a tensor of its own where it should not is found without a GPU.
+@pytest.mark.parametrize(
+    "overlays", [(), ("train_autoencoder_l1",), ("train_autoencoder_gan",), ("generative",)], ids="+".join
+)
+def test_first_stage_stays_on_device(overlays):
+    """Network, loss, inferer, batches, post-processing and metrics of the first stage."""
+    parser = parse_config("train_autoencoder", *overlays, **META)
+    network = parser.get_parsed_content("network")
+    item = {"image": torch.randn(2, 1, 32, 32, 32), "signal": torch.randn(2, 1, 32, 32, 32)}
+    batch = {**item, "a": torch.zeros(2), "b": torch.ones(2)}
+    images, targets = parser.get_parsed_content("train#prepare_batch")(batch, torch.device("meta"))
+    prediction = network(images)
+    loss = parser.get_parsed_content("loss")
+    value = loss(prediction, targets)
+    value.backward()
+    assert devices_in([images, targets, prediction, value, getattr(loss, "parts", {})]) == {"meta"}
+    assert devices_in(parameter.grad for parameter in network.parameters() if parameter.grad is not None) == {"meta"}
+    channels = parser.get_parsed_content("validate#inferer")(images, network)
+    scores = parser.get_parsed_content("validate#postprocessing")({**batch, "image": images, "pred": channels})
+    derived = {name: scores[name] for name in scores.keys() - batch.keys()}
+    assert devices_in(derived) == {"meta"}
+    ssim = SeparableSSIMMetric(spatial_dims=3, win_size=7, data_range=10.0)
+    assert devices_in(ssim._compute_metric(scores["reconstruction"], images)) == {"meta"}
+
+
+@pytest.mark.parametrize("overlays", [(), ("diffusion",), ("ddpm",), ("generative",)], ids="+".join)
+def test_second_stage_stays_on_device(overlays):
+    """Network, inferer, batches and sampler of the second stage."""
+    device = torch.device("meta")
+    training = parse_config("train_diffusion", *overlays, **META)
+    network, average = training.get_parsed_content("network"), training.get_parsed_content("ema")
+    for side in ("train", "validate"):
+        prepare = training.get_parsed_content(f"{side}#prepare_batch")
+        images, target, args, more = prepare({"image": torch.randn(2, 4, 4, 4, 4)}, device)
+        prediction = training.get_parsed_content(f"{side}#inferer")(images, network, *args, **more)
+        loss = training.get_parsed_content("loss")(prediction, target)
+        assert devices_in([images, target, args, more, prediction, loss]) == {"meta"}
+    loss.backward()
+    assert devices_in(parameter.grad for parameter in network.parameters()) == {"meta"}
+    assert devices_in(average.ema_model.state_dict()) == {"meta"}
+    steps = {"num_inference_steps": 2, "num_train_timesteps": 2}
+    sampling = parse_config("inference", *overlays, **steps, **META)
+    generator = sampling.get_parsed_content("network_def").to(device)
+    noise, texture = torch.zeros(3, 4, 2, 2, 2, device=device), torch.zeros(3, 1, 32, 32, 32, device=device)
+    volumes = FixedBatchInferer(2)(noise, generator, texture)
+    assert devices_in(volumes) == devices_in(generator.state_dict()) == {"meta"} and volumes.shape == texture.shape

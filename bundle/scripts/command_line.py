@@ -68,7 +68,7 @@ def explain(error: BaseException) -> str | None:
         if isinstance(cause, RuntimeError) and str(cause).startswith("DataLoader worker"):
             return (
                 f"{str(cause).splitlines()[0].strip(' .')}. Often the system ended it for lack of memory: a smaller "
-                "num_workers or batch helps. The same command carries on."
+                "num_workers or batch helps. Then run the same command again."
             )
     frames = [frame for cause in causes for frame in _frames(cause)]
     starting = any(
@@ -159,7 +159,7 @@ def _on_signal(handler: Callable[[int, FrameType | None], None]) -> None:
 def _end(number: int, frame: FrameType | None = None) -> None:
     if os.getpid() != COMMAND:
         return
-    print(f"stopped by {signal.Signals(number).name}; the same command carries on", file=sys.stderr)
+    print(f"stopped by {signal.Signals(number).name}; to go on, run the same command again", file=sys.stderr)
     sys.exit(128 + number)
 
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import monai
 import psutil
@@ -94,12 +95,12 @@ def select_dtype(precision: str, device: str | torch.device) -> torch.dtype:
     return PRECISIONS[precision] or torch.float32
 
 
-def autocast(x: torch.Tensor, dtype: torch.dtype) -> torch.autocast:
+def autocast(x: torch.Tensor, dtype: torch.dtype) -> AbstractContextManager:
     """Make the context in which networks run on ``x`` with activations of ``dtype``; float32 leaves them as they are.
 
     MONAI's engines autocast for CUDA alone; here it holds on every device.
     """
-    return torch.autocast(x.device.type, dtype=dtype, enabled=dtype != torch.float32)
+    return nullcontext() if dtype == torch.float32 else torch.autocast(x.device.type, dtype=dtype)
 
 
 def keep_freed_memory() -> None:
@@ -162,7 +163,10 @@ def log_environment(device: str | torch.device = "auto", precision: str = "auto"
 
 
 def prepare(device: str | torch.device = "auto", precision: str = "auto", verbose: bool = False) -> None:
-    """Make ready for a run, as each workflow does when it starts: log the environment, and keep freed memory.
+    """Make ready for a run, as each workflow does when it starts.
+
+    It logs the environment, keeps freed memory, and keeps MLflow from reporting its use to its makers, unless the
+    environment variable MLFLOW_DISABLE_TELEMETRY says that it may.
 
     Args:
         device: as in ``select_device``.
@@ -176,6 +180,7 @@ def prepare(device: str | torch.device = "auto", precision: str = "auto", verbos
     else:
         report = describe(device, precision)
         logger.info("%s", "; ".join(f"{subject} {text.partition(' (')[0]}" for subject, text in report.items()))
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # no command opens a connection
     keep_freed_memory()
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from ..data.spheres import SphereLaw
 from .classifier import classify_two_samples
-from .diversity import score_diversity
+from .diversity import score_copies, score_diversity
 from .lines import ERROR_RATE, Line
 from .measurement import PARAMETERS, measure_dataset
 from .validity import explain_invalid
@@ -167,21 +167,23 @@ def score_volumes(
     num_workers: int = 0,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    training: Dataset | None = None,
 ) -> Scores:
     """Score a set of volumes against the law and against real ones.
 
     Args:
         volumes: items with volumes (1, D, H, W) under ``CommonKeys.IMAGE``.
-        reference: real volumes, alike; ``None`` leaves out diversity and classifier.
+        reference: real volumes that no training saw, alike; ``None`` leaves out diversity, classifier and copies.
         law: the true distribution; ``None`` leaves out everything that needs one.
         data_range: range of the values, for SSIM.
-        diversity_size: volumes, and pairs of them, for the diversity, at most.
+        diversity_size: volumes, and pairs of them, for the diversity, at most; volumes that may be copies, alike.
         classifier_epochs: passes of the classifier over its training half.
         tolerance: voxels of at most this absolute value count as background.
         batch_size: volumes measured at a time.
         num_workers: processes that make the volumes.
         seed: of the volumes that diversity compares, and of the classifier.
         device: where the classifier trains.
+        training: the volumes that a training saw, of which ``volumes`` may be copies; ``None`` for no such test.
 
     Returns:
         Lines by name and the measurements that they rest on.
@@ -196,4 +198,6 @@ def score_volumes(
         lines |= classify_two_samples(
             volumes, reference, classifier_epochs, seed=seed, device=device, num_workers=num_workers
         )
+        if training is not None:
+            lines |= score_copies(volumes, reference, training, diversity_size, seed)
     return Scores(lines, measured)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from multiprocessing import reduction
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +45,13 @@ class VolumeStore(Dataset[dict[str, torch.Tensor]]):
             self.places.append((self.file.tell(), len(values)))
             self.file.write(np.packbits(volume != 0).tobytes() + values.tobytes())
         self.file.flush()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a worker process that is no fork (macOS) is handed the open file, which has no name to open it by
+        return {**vars(self), "file": reduction.DupFd(self.file.fileno())}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, file=os.fdopen(state["file"].detach(), "rb"))
 
     def __len__(self) -> int:
         return len(self.places)

@@ -36,6 +36,7 @@ LABELS = {
     "mmd": "MMD (linear kernel) to real volumes",
     "ms_ssim": "multi-scale SSIM between volumes",
     "classifier": "classifier's held-out accuracy",
+    "copies": "nearer to training than held-out",
 }
 
 

@@ -104,6 +104,7 @@ def _read_fidelity(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     fidelity = json.loads(path.read_text())
+    fidelity["law"] = "valid" in fidelity["volumes"]
     fidelity["lines"] = [
         {**line, "label": LABELS[name], "real": fidelity["real"].get(name), "remark": Line.from_dict(line).remark}
         for name, line in fidelity["volumes"].items()
