@@ -1,6 +1,7 @@
 # One word a task; every target installs what it needs into .venv. `make help` lists them.
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(abspath $(VENV))/bin
 BUNDLE = $(BIN)/python -m monai.bundle run
 SMOKE := configs/smoke.json
@@ -21,7 +22,7 @@ BUNDLE += --verbose True
 endif
 
 .PHONY: help setup dev generate train evaluate publish figures documents bundle fresh zoo card smoke test browser chromium
-.PHONY: screenshots benchmark recipes soak lint format clean
+.PHONY: screenshots benchmark recipes soak lowest audit lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -29,16 +30,16 @@ help:  ## list the targets
 setup: $(VENV)/.base  ## make .venv with the pinned versions
 dev: $(VENV)/.dev
 
-$(VENV)/.base: pyproject.toml constraints.txt
+$(VENV)/.base: pyproject.toml $(CONSTRAINTS)
 	@echo "installing the pinned versions into $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	@index=$$($(BIN)/python tools/cpu_index.py $(CPU_INDEX)) && \
-		$(BIN)/python -m pip install $(QUIETLY) $$index --constraint constraints.txt .
+		$(BIN)/python -m pip install $(QUIETLY) $$index --constraint $(CONSTRAINTS) .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base
 	@echo "installing what tests and tools need into $(VENV)"
-	@$(BIN)/python -m pip install $(QUIETLY) --constraint constraints.txt ".[dev]"
+	@$(BIN)/python -m pip install $(QUIETLY) --constraint $(CONSTRAINTS) ".[dev]"
 	@touch $@
 
 generate: setup  ## volumes from the released weights, into bundle/runs/inference
@@ -95,6 +96,10 @@ smoke: setup  ## train both stages, generate and evaluate, in a minute or two: t
 test: dev  ## the test suite, but for what needs a browser
 	$(BIN)/python -m pytest -m "not browser" -n 2
 
+lowest: dev  ## the test suite with Python 3.10 and the lowest version of every package that pyproject.toml allows
+	$(BIN)/python tools/lowest.py > $(VENV)/lowest.txt
+	$(MAKE) test PYTHON=python3.10 VENV=$(VENV)-lowest CONSTRAINTS=$(VENV)/lowest.txt
+
 browser: dev chromium  ## TensorBoard and the report in headless Chromium, which is installed if it is missing (Debian)
 	$(BIN)/python -m pytest -m browser
 
@@ -115,6 +120,10 @@ recipes: setup  ## other autoencoders and samplers at equal compute, about two h
 
 soak: dev  ## kills at random moments, full disks, damaged checkpoints and long runs, into bundle/runs/soak.json
 	PYTHONPATH=bundle $(BIN)/python tests/soak.py
+
+audit: setup  ## known vulnerabilities of the pinned packages, which pip-audit asks osv.dev for
+	$(BIN)/python -m pip install $(QUIETLY) "pip-audit>=2.7"
+	$(BIN)/python -m pip_audit --requirement constraints.txt --no-deps --disable-pip --vulnerability-service osv
 
 lint: dev  ## ruff, mypy, the layout of the configs, the scores in the documents
 	$(BIN)/ruff check .
