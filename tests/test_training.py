@@ -248,11 +248,12 @@ def test_learning_rate(overrides):
         workflow.run()
         return seen
 
-    first = rates(train_size=20, train_batch_size=1, val_interval=10, lr=1e-3)
+    steps = {"image_size": 16, "train_size": 20, "train_batch_size": 1, "val_interval": 10, "lr": 1e-3}
+    first = rates(**steps)
     assert len(first) == 20
     assert first[0] == pytest.approx(1e-4) and first[2] == pytest.approx(1e-3)
     assert first[2] > first[10] > first[-1]
-    more = rates(train_size=20, train_batch_size=1, val_interval=10, lr=1e-3, epochs=2, resume=True)
+    more = rates(**steps, epochs=2, resume=True)
     assert len(more) == 20
     assert 0.3e-3 < more[0] < 0.7e-3  # half way down the longer cosine
     assert more[-1] < 0.1e-3
