@@ -196,7 +196,7 @@ def test_copies_are_found():
 
 def test_stored_volumes_in_workers():
     """What an evaluator generated comes back bit for bit, in worker processes that are no forks too."""
-    store, volumes = VolumeStore(), torch.stack([SphereDataset(4, HALF)[i]["image"] for i in range(4)])
+    store, volumes = VolumeStore(4), torch.stack([SphereDataset(4, HALF)[i]["image"] for i in range(4)])
     store.start()
     store.keep(SimpleNamespace(state=SimpleNamespace(output={"pred": volumes})))
     loader = DataLoader(store, batch_size=4, num_workers=1, multiprocessing_context="spawn")

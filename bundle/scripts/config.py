@@ -18,7 +18,7 @@ import torch
 from monai.bundle import DEFAULT_MLFLOW_SETTINGS, ConfigParser, ConfigWorkflow
 from monai.utils import ensure_tuple, optional_import
 
-from .checks import ARGUMENTS, RULES, SettingError, check_settings
+from .checks import ARGUMENTS, RULES, SettingError, check_settings, is_integer
 from .command_line import end_plainly, on_command_line
 from .environment import select_device
 
@@ -48,7 +48,7 @@ def check_config() -> dict[str, Any]:
     parser = find_parser()
     config: dict[str, Any] = parser.get()
     end_plainly(verbose=config.get("verbose") is True)
-    _check_processes(os.environ)
+    _check_processes(os.environ, config)
     if on_command_line():
         _check_command_line(sys.argv, config)
     _check_names(config)
@@ -87,11 +87,24 @@ def _suggest(name: str, names: Any) -> str:
     return f"; did you mean {close[0]}?" if close else "."
 
 
-def _check_processes(environment: Mapping[str, str]) -> None:
-    """Refuse to be one of several processes, as torchrun starts them: each would write the same files."""
-    size = environment.get("WORLD_SIZE", "1")
-    if size != "1":
-        raise SettingError(f"WORLD_SIZE={size}: this config runs in one process; start it without torchrun.")
+def _check_processes(environment: Mapping[str, str], config: Mapping[str, Any]) -> None:
+    """Refuse to be one of several processes, as torchrun starts them, which do not know of each other."""
+    processes = int(environment.get("WORLD_SIZE", "1"))
+    if processes == 1:
+        return
+    here = f"WORLD_SIZE={processes}: "
+    if "rank" not in config:
+        raise SettingError(
+            f"{here}this config runs in one process; start it without torchrun, or with its multi_gpu overlay."
+        )
+    if "adversarial_loss" in config:
+        raise SettingError(f"{here}train_autoencoder_gan.json runs in one process; start it without torchrun.")
+    for key in ("val_size", "test_size", "num_samples"):
+        if key in config and is_integer(config[key]) and config[key] < processes:
+            raise SettingError(f"{key}={config[key]}: must be at least {processes}, the processes that share them.")
+    size = config.get("train_batch_size", processes)
+    if "train" in config and is_integer(size) and size % processes:
+        raise SettingError(f"train_batch_size={size}: must be a multiple of {processes}, the processes that share it.")
 
 
 def _check_command_line(arguments: Iterable[str], config: Mapping[str, Any]) -> None:

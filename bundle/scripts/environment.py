@@ -9,9 +9,11 @@ import platform
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
+import ignite.distributed as idist
 import monai
 import psutil
 import torch
@@ -162,17 +164,30 @@ def log_environment(device: str | torch.device = "auto", precision: str = "auto"
     logger.info("environment\n%s", "\n".join(lines))
 
 
+def _join(device: str | torch.device) -> None:
+    """Join the other processes that torchrun started; the first alone says what it does."""
+    if not torch.distributed.is_initialized():
+        idist.initialize("nccl" if torch.device(device).type == "cuda" else "gloo")
+    # true of convolutions of one voxel, whose layout of channels is either; nothing is slower for it
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    logging.getLogger("ignite.distributed.auto").setLevel(logging.WARNING)
+    if idist.get_rank() > 0:
+        logging.disable(logging.INFO)
+
+
 def prepare(device: str | torch.device = "auto", precision: str = "auto", verbose: bool = False) -> None:
     """Make ready for a run, as each workflow does when it starts.
 
-    It logs the environment, keeps freed memory, and keeps MLflow from reporting its use to its makers, unless the
-    environment variable MLFLOW_DISABLE_TELEMETRY says that it may.
+    It joins the other processes, if there are any, logs the environment, keeps freed memory, and keeps MLflow from
+    reporting its use to its makers, unless the environment variable MLFLOW_DISABLE_TELEMETRY says that it may.
 
     Args:
         device: as in ``select_device``.
         precision: as in ``select_dtype``.
         verbose: whether to log everything, MONAI's and ignite's notes too; else what a user has to know.
     """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        _join(device)
     if verbose:
         for name in ("", *QUIET):
             logging.getLogger(name).setLevel(logging.INFO)

@@ -8,23 +8,26 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 from monai.utils import CommonKeys
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ..distributed import gather_shares, take_share
 from ..model.autoencoder import VolumeAutoencoder, take_volumes
 
 logger = logging.getLogger(__name__)
 
 
 class EncodedLatents(Dataset):
-    """The latents of a dataset of volumes, encoded once and drawn afresh each time an item is read.
+    """The latents of a dataset of volumes, encoded once.
 
     The autoencoder is frozen, so one pass over the volumes gives the mean and deviation of their latents; a few
     megabytes hold what would otherwise be encoded again in every epoch. The pass waits for the first item, or the scale
-    factor, to be read. An item is ``{CommonKeys.IMAGE: scaled latents, shape (C, d, h, w)}``.
+    factor, to be read; of several processes each encodes its share. An item is a dictionary: under ``CommonKeys.IMAGE``
+    the mean of the scaled latents, shape (C, d, h, w); under ``deviation`` their deviation, alike; ``index``.
 
     Args:
         data: volumes, (1, D, H, W) under ``CommonKeys.IMAGE``.
@@ -34,9 +37,6 @@ class EncodedLatents(Dataset):
         scaled_as: another set of latents, whose scale factor to use; ``None`` measures it over this dataset, as Rombach
             et al. (2022), "High-Resolution Image Synthesis with Latent Diffusion Models", appendix G, do over one
             batch: the inverse of the standard deviation of all latents.
-        fresh: whether an item is another draw at each reading; else item ``i`` is always the same draw, so that
-            validation losses can be compared.
-
     Attributes:
         scale: what the latents are multiplied with, a tensor without dimensions; NaN until they are encoded, then
             filled in place, for whoever holds it.
@@ -49,14 +49,12 @@ class EncodedLatents(Dataset):
         batch_size: int = 8,
         num_workers: int = 0,
         scaled_as: EncodedLatents | None = None,
-        fresh: bool = True,
     ) -> None:
         self.data = data
         self.autoencoder = autoencoder
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.scaled_as = scaled_as
-        self.fresh = fresh
         self.scale = torch.tensor(math.nan)
 
     @cached_property
@@ -65,17 +63,19 @@ class EncodedLatents(Dataset):
         device = next(self.autoencoder.parameters()).device
         # A generator of its own, for the pass must not change what a training draws around it.
         generator = torch.Generator()
-        batches = DataLoader(self.data, self.batch_size, num_workers=self.num_workers, generator=generator)
+        share = take_share(self.data)
+        batches = DataLoader(share, self.batch_size, num_workers=self.num_workers, generator=generator)
         means, deviations = [], []
         self.autoencoder.eval()
         with torch.no_grad():
-            for batch in tqdm(batches, desc="encoding", unit="batch", leave=False):
+            for batch in tqdm(batches, "encoding", unit="batch", leave=False, disable=idist.get_rank() > 0):
                 mean, deviation = self.autoencoder.encode(take_volumes(batch, device))
                 # Copied into numpy's memory: kept as they are, among the encoder's large activations, these small
                 # tensors fragment the host's memory: 22 GB of it over 8,192 volumes.
                 means.append(mean.cpu().numpy().copy())
                 deviations.append(deviation.cpu().numpy().copy())
-        return torch.from_numpy(np.concatenate(means)), torch.from_numpy(np.concatenate(deviations))
+        mean, deviation = (torch.from_numpy(np.concatenate(parts)).to(device) for parts in (means, deviations))
+        return gather_shares(mean).cpu(), gather_shares(deviation).cpu()
 
     @cached_property
     def scale_factor(self) -> float:
@@ -102,11 +102,9 @@ class EncodedLatents(Dataset):
     def __len__(self) -> int:
         return len(self.data)  # type: ignore[arg-type]
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        mean, deviation = self.posterior
-        generator = None if self.fresh else torch.Generator().manual_seed(index)
-        noise = torch.randn(mean.shape[1:], generator=generator)
-        return {CommonKeys.IMAGE: (mean[index] + deviation[index] * noise) * self.scale_factor}
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        mean, deviation = (latents[index] * self.scale_factor for latents in self.posterior)
+        return {CommonKeys.IMAGE: mean, "deviation": deviation, "index": index}
 
 
 class LatentNoise(Dataset):

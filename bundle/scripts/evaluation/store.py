@@ -7,6 +7,7 @@ import tempfile
 from multiprocessing import reduction
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Events
@@ -14,16 +15,22 @@ from monai.engines import Workflow
 from monai.utils import CommonKeys
 from torch.utils.data import Dataset
 
+from ..distributed import gather_shares
+
 
 class VolumeStore(Dataset[dict[str, torch.Tensor]]):
     """Keeps the volumes that an evaluator generates: a handler to attach, and then a dataset of them.
 
     Item ``i`` is ``{CommonKeys.IMAGE: (1, D, H, W) float32}``. They lie in a file without a name, which goes with the
     process, so that memory does not grow with their number; of each volume it holds which voxels are not 0, and their
-    values.
+    values. Of several processes, whose batches have to be of one size, the first keeps those of all.
+
+    Args:
+        count: how many volumes to keep; what comes after them fills up the last batches.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, count: int) -> None:
+        self.count = count
         self.shape: tuple[int, ...] = ()
         self.places: list[tuple[int, int]] = []  # where a volume begins in the file, and how many values it has
 
@@ -39,7 +46,8 @@ class VolumeStore(Dataset[dict[str, torch.Tensor]]):
 
     def keep(self, engine: Workflow) -> None:
         """Keep a batch."""
-        for volume in engine.state.output[CommonKeys.PRED].cpu().numpy():
+        volumes = gather_shares(engine.state.output[CommonKeys.PRED])[: self.count - len(self.places)]
+        for volume in volumes.cpu().numpy() if idist.get_rank() == 0 else ():
             values = volume[volume != 0]
             self.shape = volume.shape
             self.places.append((self.file.tell(), len(values)))

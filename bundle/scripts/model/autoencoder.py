@@ -11,6 +11,7 @@ from monai.utils import CommonKeys
 from torch import nn
 
 from ..checks import SettingError
+from ..distributed import randn_share
 from ..environment import autocast
 from .distributions import ZeroInflatedNormal
 
@@ -100,7 +101,7 @@ class VolumeAutoencoder(nn.Module):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Encode volumes (B, 1, D, H, W), draw latents, decode: (channels, latent mean, latent deviation)."""
         mean, deviation = self.encode(x)
-        return self.decode(self.network.sampling(mean, deviation)), mean, deviation
+        return self.decode(mean + deviation * randn_share(deviation)), mean, deviation
 
     def encode_stage_2_inputs(self, x: torch.Tensor) -> torch.Tensor:
         """Draw latents of volumes, unscaled, for the diffusion model."""
@@ -141,7 +142,7 @@ class DeterministicAutoencoder(VolumeAutoencoder):
         """Encode volumes (B, 1, D, H, W), draw latents, decode: values of the same shape."""
         mean, deviation = self.encode(x)
         self.kl = 0.5 * (mean**2 + deviation**2 - 2 * deviation.log() - 1).sum() / len(x)
-        return super().decode(self.network.sampling(mean, deviation))
+        return super().decode(mean + deviation * randn_share(deviation))
 
 
 class VolumeReconstructor(nn.Module):

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from monai.engines import VPredictionPrepareBatch
 from monai.inferers import Inferer
 from monai.networks.schedulers import RFlowScheduler, Scheduler
+from monai.utils import CommonKeys
 from torch import nn
 
+from ..distributed import draw_share, randn_share
 from ..environment import autocast
+
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+LATENTS, NOISE = 0, 1  # what an item's fixed draws are for
 
 
 class AutocastInferer(Inferer):
@@ -42,34 +48,61 @@ class VelocityPrepareBatch(VPredictionPrepareBatch):
     Diffusion Models", appendix D); that of a rectified flow, from noise to data along straight lines, is data less
     noise (Liu et al. 2023, "Flow Straight and Fast", equation 1).
 
+    Latents that come with a ``deviation`` are drawn anew for each batch.
+
     Args:
         scheduler: adds the noise, a diffusion's scheduler of MONAI's or its ``RFlowScheduler``.
         num_train_timesteps: as the scheduler's.
-        fixed: whether noise and timesteps are the same every time, the timesteps spread evenly over the batch. The
-            validation losses of two epochs then differ by the network alone.
+        fixed: whether an item's draws are the same every time, whatever the batch: by its ``index``, the timesteps
+            spread evenly. The validation losses of two epochs then differ by the network alone.
     """
 
     def __init__(self, scheduler: Scheduler | RFlowScheduler, num_train_timesteps: int, fixed: bool = False) -> None:
         super().__init__(scheduler=scheduler, num_train_timesteps=num_train_timesteps)
         self.fixed = fixed
+        self.indices: list[int] = []  # of the batch at hand
+
+    def __call__(  # type: ignore[override]
+        self,
+        batchdata: Mapping[str, torch.Tensor],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple, dict]:
+        """Prepare a batch of latents, as ``EncodedLatents`` has them: (latents, velocity, (), noise and timesteps)."""
+        batch = dict(batchdata)
+        if self.fixed:
+            self.indices = batch["index"].tolist()
+        if "deviation" in batch:
+            mean, deviation = (batch[key].to(device) for key in (CommonKeys.IMAGE, "deviation"))
+            batch[CommonKeys.IMAGE] = mean + deviation * self._draw(deviation, LATENTS)
+        return super().__call__(batch, device, non_blocking, **kwargs)
+
+    def _draw(self, like: torch.Tensor, stream: int) -> torch.Tensor:
+        if not self.fixed:
+            return randn_share(like)
+        generators = (torch.Generator().manual_seed(2 * index + stream) for index in self.indices)
+        return torch.stack([torch.randn(like.shape[1:], generator=generator) for generator in generators]).to(like)
 
     def get_noise(self, images: torch.Tensor) -> torch.Tensor:
         """Return the noise for a batch of latents (B, C, d, h, w), of their shape."""
-        if not self.fixed:
-            return super().get_noise(images)
-        return torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+        return self._draw(images, NOISE)
 
     def get_timesteps(self, images: torch.Tensor) -> torch.Tensor:
         """Return the timesteps for a batch of latents, shape (B,)."""
         if self.fixed:
-            fractions = (torch.arange(len(images)) + 0.5) / len(images)
+            # multiples of the golden ratio: as many in each part of the interval, however many there are
+            fractions = torch.tensor(self.indices, dtype=torch.float64) * GOLDEN_RATIO % 1
             return (fractions * self.num_train_timesteps).long()
-        if isinstance(self.scheduler, RFlowScheduler):
-            return self.scheduler.sample_timesteps(images)
-        return super().get_timesteps(images)
+        draw = self.scheduler.sample_timesteps if self._is_flow else super().get_timesteps
+        return draw_share(lambda count: draw(images.new_empty(count, 1)), len(images))
+
+    @property
+    def _is_flow(self) -> bool:
+        return isinstance(self.scheduler, RFlowScheduler)
 
     def get_target(self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """Return the velocity, of the shape of ``images``."""
-        if isinstance(self.scheduler, RFlowScheduler):
+        if self._is_flow:
             return images - noise
         return super().get_target(images, noise, timesteps)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Events
 from ignite.handlers import Checkpoint
@@ -27,16 +28,19 @@ logger = logging.getLogger(__name__)
 class CheckpointFiles(BaseSaveHandler):
     """A folder of files that appear whole or not at all, for ignite's ``Checkpoint``.
 
-    ignite's own ``DiskSaver`` does not flush what it renames, and can't remove what a killed run removed before.
+    ignite's own ``DiskSaver`` does not flush what it renames, and can't remove what a killed run removed before. Of
+    several processes the first alone writes.
     """
 
     def __init__(self, folder: str | os.PathLike) -> None:
         self.folder = Path(folder)
 
+    @idist.one_rank_only()
     def __call__(self, checkpoint: Mapping, filename: str, metadata: Mapping | None = None) -> None:
         """Write a file."""
         write_state(checkpoint, self.folder / filename)
 
+    @idist.one_rank_only()
     def remove(self, filename: str) -> None:
         """Remove a file, if it is still there."""
         (self.folder / filename).unlink(missing_ok=True)
@@ -56,7 +60,8 @@ class Checkpoints:
         evaluator: whose metric picks the best weights.
         best: the network whose weights are kept as the best.
         metric: name of the metric.
-        writer: whose curves go back to where they were at the checkpoint; those of an earlier training are set aside.
+        writer: whose curves go back to where they were at the checkpoint; those of an earlier training are set aside;
+            ``None`` for a process that draws none.
         lower_is_better: whether the lowest value is the best.
         resume_from: the checkpoint to carry on from, if there is one.
         keep: how many of the newest checkpoints to keep; ``None`` keeps all.
@@ -69,7 +74,7 @@ class Checkpoints:
         evaluator: SupervisedEvaluator,
         best: torch.nn.Module,
         metric: str,
-        writer: SummaryWriter,
+        writer: SummaryWriter | None,
         lower_is_better: bool = False,
         resume_from: str | os.PathLike | None = None,
         keep: int | None = None,
@@ -160,6 +165,7 @@ class Checkpoints:
         self.files(state, f"checkpoint_epoch={engine.state.epoch - 1}_iteration={within}.pt")
         self._stop(engine)
 
+    @idist.one_rank_only()
     def _prune(self) -> None:
         """Remove the checkpoints that a newer one makes needless."""
         there = list_checkpoints(self.files.folder)

@@ -92,7 +92,7 @@ class TrainingCurves:
     such values once, into a run of its own that then stands beside this one in every list.
 
     Args:
-        writer: where to write.
+        writer: where to write; ``None`` for a process that draws no curves.
         stage: which of ``CHARTS`` to show.
         settings: what the run was started with.
         dtype: type of the networks' activations.
@@ -100,7 +100,7 @@ class TrainingCurves:
 
     def __init__(
         self,
-        writer: SummaryWriter,
+        writer: SummaryWriter | None,
         stage: str,
         settings: Mapping[str, Any],
         dtype: torch.dtype,
@@ -122,6 +122,8 @@ class TrainingCurves:
         engine.state.epoch_loss_sum = 0.0
         engine.state_dict_user_keys.append("epoch_loss_sum")
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.average)
+        if self.writer is None:
+            return
         TensorBoardStatsHandler(
             summary_writer=self.writer,
             output_transform=partial(_read_scalars, engine),

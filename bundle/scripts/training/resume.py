@@ -63,7 +63,9 @@ def find_checkpoint(ckpt_dir: str | os.PathLike, resume: bool | str, record: Run
             # a GPU's tensors too: whether it can be read is all that counts here
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch reports a damaged file in half a dozen ways
-            aside = path.rename(path.with_name(f"damaged-{path.name}"))
+            aside = path.with_name(f"damaged-{path.name}")
+            if path.exists():  # else another process has set it aside
+                path.rename(aside)
             logger.warning("%s can't be read (%s): set aside as %s", path, tell_unreadable(error), aside.name)
             continue
         try:
@@ -128,16 +130,16 @@ class EventFiles:
     """TensorBoard's files in a checkpoint: how long each was, to cut off what a killed training wrote after it.
 
     Args:
-        writer: writes to the folder of the files, and has one of its own there.
+        writer: writes to the folder of the files, and has one of its own there; ``None`` for no files.
     """
 
-    def __init__(self, writer: SummaryWriter) -> None:
+    def __init__(self, writer: SummaryWriter | None) -> None:
         self.writer = writer
-        self.folder = Path(writer.log_dir)
 
     def state_dict(self) -> dict[str, int]:
         """Return the length of each file in bytes."""
-        self.writer.flush()
+        if self.writer is not None:
+            self.writer.flush()
         return {path.name: path.stat().st_size for path in self._list()}
 
     def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
@@ -145,7 +147,7 @@ class EventFiles:
 
         Without a checkpoint to carry on from, what is there goes into the folder ``earlier``.
         """
-        own = self.writer.file_writer.event_writer._file_name if self.writer.file_writer else ""
+        own = self.writer.file_writer.event_writer._file_name if self.writer and self.writer.file_writer else ""
         for path in self._list():
             if path.name == Path(own).name:
                 continue
@@ -155,8 +157,8 @@ class EventFiles:
             elif state_dict:
                 path.unlink()
             else:
-                (self.folder / "earlier").mkdir(exist_ok=True)
-                path.rename(self.folder / "earlier" / path.name)
+                (path.parent / "earlier").mkdir(exist_ok=True)
+                path.rename(path.parent / "earlier" / path.name)
 
     def _list(self) -> list[Path]:
-        return sorted(self.folder.glob("events.out.tfevents.*"))
+        return sorted(Path(self.writer.log_dir).glob("events.out.tfevents.*")) if self.writer else []

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Events
 from monai.engines import AdversarialTrainer, SupervisedTrainer, Workflow
@@ -86,6 +87,9 @@ class DivergenceError(PlainError, FloatingPointError):
 class StopOnNaN:
     """Ends a training whose loss is not finite with an error; its checkpoints stay as they are.
 
+    Of several processes each first takes the mean of their losses, and of the loss's parts, for its own: so all end
+    together, and one draws the curves of all.
+
     ignite's ``TerminateOnNan`` would end the run as if it were complete, and what follows would save the weights as
     final.
 
@@ -100,9 +104,13 @@ class StopOnNaN:
         """Register with a trainer."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
-    def __call__(self, engine: Workflow) -> None:
+    def __call__(self, engine: Trainer) -> None:
         """Raise ``DivergenceError`` if the step's loss is not finite."""
-        loss = float(read_loss(engine.state.output))
+        mean = read_loss(engine.state.output).detach()
+        if idist.get_world_size() > 1:
+            for value in (mean, *getattr(engine.loss_function, "parts", {}).values()):
+                value.copy_(idist.all_reduce(value.clone()) / idist.get_world_size())  # type: ignore[operator]
+        loss = float(mean)
         if math.isfinite(loss):
             return
         checkpoints = list_checkpoints(Path(self.ckpt_dir))

@@ -1,0 +1,89 @@
+"""Several processes, as torchrun starts them: each has its share of a batch or a set; one process has it all.
+
+Item ``i`` of a batch, or of a set, belongs to process ``i % processes``. What is random in a training is drawn for the
+whole batch on each process, which then keeps its share. So every process has the same random numbers, as one process
+alone would have them, and a training does not depend on how many there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import ignite.distributed as idist
+import torch
+from monai.utils import evenly_divisible_all_gather
+from torch.utils.data import BatchSampler, Dataset, RandomSampler, Sampler, SequentialSampler, Subset
+
+
+def draw_share(draw: Callable[[int], torch.Tensor], count: int) -> torch.Tensor:
+    """Draw for a whole batch and keep this process's share.
+
+    Args:
+        draw: returns random numbers for so many items, (items, ...).
+        count: items of this process.
+
+    Returns:
+        Shape (count, ...).
+    """
+    processes = idist.get_world_size()
+    return draw(count * processes)[idist.get_rank() :: processes]
+
+
+def randn_share(like: torch.Tensor) -> torch.Tensor:
+    """Draw this process's share of standard normal noise, of the shape (B, ...), type and device of ``like``."""
+    return draw_share(
+        lambda count: torch.randn(count, *like.shape[1:], dtype=like.dtype, device=like.device), len(like)
+    )
+
+
+def take_share(dataset: Dataset, even: bool = False) -> Subset:
+    """Return this process's share of a dataset; the shares of all are the dataset, without overlap.
+
+    Args:
+        dataset: of any length.
+        even: whether all shares are of one length; the dataset's first items then fill up what is missing.
+    """
+    length = len(dataset)  # type: ignore[arg-type]
+    end = -(-length // idist.get_world_size()) * idist.get_world_size() if even else length
+    return Subset(dataset, [i % length for i in range(idist.get_rank(), end, idist.get_world_size())])
+
+
+def gather_shares(share: torch.Tensor) -> torch.Tensor:
+    """Put the shares of all processes together again.
+
+    Args:
+        share: this process's items, shape (items, ...), on a device of its own.
+
+    Returns:
+        All items in their order, the same on each process.
+    """
+    processes = idist.get_world_size()
+    if processes == 1:
+        return share
+    shares = evenly_divisible_all_gather(share, concat=False)
+    whole = share.new_empty(sum(map(len, shares)), *share.shape[1:])
+    for rank, part in enumerate(shares):
+        whole[rank::processes] = part
+    return whole
+
+
+class ShardedBatchSampler(Sampler[list[int]]):
+    """This process's share of each batch that a ``DataLoader`` of one process would make: its ``batch_sampler``.
+
+    Args:
+        dataset: what to take batches of.
+        batch_size: items of a batch of all processes together.
+        shuffle: whether the order is drawn anew, from torch's random numbers, each time.
+        drop_last: whether to leave out a last batch that is not full.
+    """
+
+    def __init__(self, dataset: Dataset, batch_size: int, shuffle: bool = False, drop_last: bool = False) -> None:
+        order = RandomSampler(dataset) if shuffle else SequentialSampler(dataset)  # type: ignore[arg-type]
+        self.batches = BatchSampler(order, batch_size, drop_last)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.batches:
+            yield batch[idist.get_rank() :: idist.get_world_size()]
