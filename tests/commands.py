@@ -13,6 +13,7 @@ import os
 import resource
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -171,7 +172,13 @@ class CommandServer:
         return json.loads(self.process.stdout.readline())
 
     def start(
-        self, *configs: str, most_bytes: int = -1, dies_of_it: bool = False, offline: bool = False, **settings: Any
+        self,
+        *configs: str,
+        most_bytes: int = -1,
+        dies_of_it: bool = False,
+        offline: bool = False,
+        environment: Mapping[str, str] | None = None,
+        **settings: Any,
     ) -> Command:
         """Start a command.
 
@@ -180,6 +187,7 @@ class CommandServer:
             most_bytes: size that no file of it can exceed; -1 for any.
             dies_of_it: whether a file that would be larger kills it, in the middle of the write, instead of failing.
             offline: whether no other machine can be reached; each attempt is a line of its output.
+            environment: variables to set.
             settings: keys on the command line.
         """
         self.count += 1
@@ -187,8 +195,19 @@ class CommandServer:
         output.touch()
         words = arguments(configs, **settings)
         question = {"start": words, "output": str(output), "most_bytes": most_bytes, "dies_of_it": dies_of_it}
-        question["offline"] = offline
+        question |= {"offline": offline, "environment": dict(environment or {})}
         return Command(self, self.ask(question), output)
+
+    def start_processes(self, count: int, *configs: str, **settings: Any) -> list[Command]:
+        """Start so many processes of a command, as torchrun does on one machine."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        return [
+            self.start(*configs, environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, **settings)
+            for rank in range(count)
+        ]
 
     def run(self, *configs: str, **settings: Any) -> Command:
         """Run a command to its end."""
@@ -213,8 +232,16 @@ def _refuse_network(event: str, arguments: tuple[Any, ...]) -> None:
         raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
 
 
-def _become(start: Sequence[str], output: str, most_bytes: int, dies_of_it: bool, offline: bool) -> None:
+def _become(
+    start: Sequence[str],
+    output: str,
+    most_bytes: int,
+    dies_of_it: bool,
+    offline: bool,
+    environment: Mapping[str, str],
+) -> None:
     """Make this fork what a shell would have started."""
+    os.environ.update(environment)
     if offline:
         sys.addaudithook(_refuse_network)
     os.setpgid(0, 0)

@@ -60,7 +60,8 @@ class Hub(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         answer = {}
         if self.path.startswith("/api/repos/create"):
-            self.private.append(json.loads(body).get("visibility") == "private")
+            asked = json.loads(body)  # the hub's client of 1.0 has a flag of its own
+            self.private.append(asked.get("visibility") == "private" or asked.get("private") is True)
             answer = {"url": f"http://{self.headers['Host']}/me/spheres"}
         elif "/preupload/" in self.path:
             files = [{**file, "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(body)["files"]]

@@ -17,6 +17,7 @@ import ignite.distributed as idist
 import monai
 import psutil
 import torch
+import torch.distributed as dist
 
 from .checks import SettingError
 
@@ -166,8 +167,13 @@ def log_environment(device: str | torch.device = "auto", precision: str = "auto"
 
 def _join(device: str | torch.device) -> None:
     """Join the other processes that torchrun started; the first alone says what it does."""
-    if not torch.distributed.is_initialized():
-        idist.initialize("nccl" if torch.device(device).type == "cuda" else "gloo")
+    if not dist.is_initialized():
+        store, rank, processes = next(dist.rendezvous("env://"))
+        # processes that torchrun has restarted would find the addresses of those before (PyTorch 2.13)
+        store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=processes)
+        idist.sync()
     # true of convolutions of one voxel, whose layout of channels is either; nothing is slower for it
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     logging.getLogger("ignite.distributed.auto").setLevel(logging.WARNING)

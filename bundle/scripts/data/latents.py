@@ -37,6 +37,7 @@ class EncodedLatents(Dataset):
         scaled_as: another set of latents, whose scale factor to use; ``None`` measures it over this dataset, as Rombach
             et al. (2022), "High-Resolution Image Synthesis with Latent Diffusion Models", appendix G, do over one
             batch: the inverse of the standard deviation of all latents.
+
     Attributes:
         scale: what the latents are multiplied with, a tensor without dimensions; NaN until they are encoded, then
             filled in place, for whoever holds it.

@@ -1,0 +1,183 @@
+"""Several processes: what they train, generate and score is what one process does."""
+
+import csv
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from commands import BUNDLE, CommandServer, arguments, await_that, flatten, read_points
+from conftest import SMALL, read_json
+from torch.utils.data import BatchSampler, RandomSampler
+
+from scripts import distributed
+
+# three processes share a batch of 6, and 5 volumes of a validation unevenly
+SIZES = {**SMALL, "image_size": 16, "train_size": 24, "train_batch_size": 6, "val_size": 5, "epochs": 2}
+UNET = {"image_size": 32, "diffusion_def#channels": "[32]"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = CommandServer(tmp_path_factory.mktemp("commands"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def run(server, tmp_path_factory):
+    """Run a command in so many processes to its end; what it wrote."""
+
+    def run(processes: int, name: str, **settings) -> Path:
+        folder = settings.pop("output_dir", None) or tmp_path_factory.mktemp(f"{name}_{processes}")
+        overlay = [f"multi_gpu_{name}"] if processes > 1 else []
+        commands = server.start_processes(processes, name, *overlay, "smoke", output_dir=folder, **settings)
+        for command in commands:
+            assert command.wait() == 0, "\n".join(command.output for command in commands)
+        # the first alone has something to say
+        assert all("saved" not in command.output and "%" not in command.output for command in commands[1:])
+        return folder
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def first(run) -> Path:
+    """The first stage, trained by one process."""
+    return run(1, "train_autoencoder", **SIZES)
+
+
+@pytest.fixture(scope="module")
+def second(run, first) -> Path:
+    """The second stage, trained by one process."""
+    return run(1, "train_diffusion", autoencoder_path=first / "model_autoencoder.pt", **{**SIZES, **UNET})
+
+
+def curves(folder: Path) -> dict[tuple[str, int], float]:
+    points = read_points(folder / "tensorboard")
+    return {(tag, step): value for tag, step, value in points if isinstance(value, float)}
+
+
+def assert_same_training(folder: Path, expected: Path, weights: str, tolerance: float) -> None:
+    """Another order of sums apart, the weights and the curves are the same, and no point is missing or doubled."""
+    there, wanted = (flatten(torch.load(path / weights)) for path in (folder, expected))
+    assert there.keys() == wanted.keys()
+    assert torch.load(folder / weights).keys() == torch.load(expected / weights).keys()
+    for name, value in torch.load(folder / weights).items():
+        other = torch.load(expected / weights)[name]
+        assert torch.allclose(value.double(), other.double(), atol=tolerance), name
+    points, wanted_points = curves(folder), curves(expected)
+    assert points.keys() == wanted_points.keys() and len(read_points(folder / "tensorboard")) == len(
+        read_points(expected / "tensorboard")
+    )
+    for key, value in wanted_points.items():
+        # a correlation of five untrained reconstructions is noise
+        if "correlation" not in key[0]:
+            assert points[key] == pytest.approx(value, rel=1e-3, abs=1e-5), key
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_first_stage(run, first, processes):
+    assert_same_training(run(processes, "train_autoencoder", **SIZES), first, "model_autoencoder.pt", 1e-3)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_second_stage(run, first, second, processes):
+    folder = run(processes, "train_diffusion", autoencoder_path=first / "model_autoencoder.pt", **{**SIZES, **UNET})
+    assert_same_training(folder, second, "model.pt", 5e-3)
+
+
+def test_resume_by_other_number(run, first, tmp_path):
+    """A training of two processes carries on in three, and ends as one that was never stopped."""
+    run(2, "train_autoencoder", output_dir=tmp_path, **{**SIZES, "epochs": 1})
+    run(3, "train_autoencoder", output_dir=tmp_path, resume=True, **SIZES)
+    names = {path.name for path in (tmp_path / "checkpoints").glob("checkpoint_*")}
+    assert names == {"checkpoint_epoch=1.pt", "checkpoint_epoch=2.pt"}
+    # the schedule of the first epoch was a shorter one's, so that the weights are others; the curve goes on
+    assert curves(tmp_path).keys() == curves(first).keys()
+
+
+def test_inference(run, second):
+    """The same files byte for byte, and the share of a process that was lost is made by a rerun."""
+    settings = {"num_samples": 5, "model_path": second / "model.pt", "precision": "float32", **UNET}
+    one, two = run(1, "inference", **settings), run(2, "inference", **settings)
+    names = {path.name for path in one.iterdir()}
+    assert {f"sphere_{i:05d}.nii.gz" for i in range(5)} | {"samples.csv", "preview.png"} < names
+    for name in names - {"report.html", "run.json"}:
+        assert (two / name).read_bytes() == (one / name).read_bytes(), name
+    for i in (1, 3):  # the second process's
+        (two / f"sphere_{i:05d}.nii.gz").unlink()
+    kept = {path: path.stat().st_mtime_ns for path in two.glob("sphere_*")}
+    run(2, "inference", output_dir=two, **settings)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert len(list(two.glob("sphere_*"))) == 5 and not (two / "earlier_1").exists()
+    with (two / "samples.csv").open() as file:
+        assert [row["file"] for row in csv.DictReader(file)] == [f"sphere_{i:05d}.nii.gz" for i in range(5)]
+
+
+def test_evaluation(run, first, second):
+    """One table, of the same volumes in the same order."""
+    settings = {"num_samples": 5, "test_size": 5, "precision": "float32", **UNET}
+    settings |= {"model_path": second / "model.pt", "autoencoder_path": first / "model_autoencoder.pt"}
+    one, two = (read_json(run(processes, "evaluate", **settings) / "fidelity.json") for processes in (1, 2))
+    assert two["volumes"] == one["volumes"] and two["real"] == one["real"]
+    assert two["reconstruction"].keys() == one["reconstruction"].keys()
+    for name, value in one["reconstruction"].items():
+        if "correlation" not in name:
+            assert two["reconstruction"][name] == pytest.approx(value, rel=1e-4), name
+
+
+def test_lost_process(first, tmp_path):
+    """One of two processes is killed; torchrun starts them again, and the training ends as one that never was."""
+    configs = ("train_autoencoder", "multi_gpu_train_autoencoder", "smoke")
+    words = arguments(configs, output_dir=tmp_path, **SIZES)
+    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
+    launcher += ["--nproc_per_node=2", "--max-restarts=1"]
+    with (tmp_path / "output.txt").open("w") as output:
+        process = subprocess.Popen([*launcher, "-m", "monai.bundle", *words], cwd=BUNDLE, stdout=output, stderr=output)
+    checkpoint = tmp_path / "checkpoints" / "checkpoint_epoch=1.pt"
+    await_that(lambda: checkpoint.exists() or process.poll() is not None, "the first checkpoint")
+    workers = [child for child in psutil.Process(process.pid).children() if "monai.bundle" in child.cmdline()]
+    workers[-1].kill()
+    assert process.wait() == 0, (tmp_path / "output.txt").read_text()
+    assert "carrying on from" in (tmp_path / "output.txt").read_text()
+    assert_same_training(tmp_path, first, "model_autoencoder.pt", 1e-3)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_shares_are_whole(monkeypatch, processes):
+    """Shares of a batch, a set and a draw: together they are all, in order, and none is there twice."""
+    monkeypatch.setattr(distributed.idist, "get_world_size", lambda: processes)
+    data, found, drawn = list(range(20)), [], []
+    batches = {rank: [] for rank in range(processes)}
+    for rank in range(processes):
+        monkeypatch.setattr(distributed.idist, "get_rank", lambda rank=rank: rank)
+        torch.manual_seed(0)
+        batches[rank] = list(distributed.ShardedBatchSampler(data, 6, shuffle=True, drop_last=True))
+        found.append(list(distributed.take_share(data)))
+        torch.manual_seed(0)
+        drawn.append(distributed.randn_share(torch.empty(12 // processes, 2)))
+    torch.manual_seed(0)
+    alone = list(BatchSampler(RandomSampler(data), 6, drop_last=True))
+    shares = [list(zip(*(batches[rank][i] for rank in range(processes)), strict=True)) for i in range(len(alone))]
+    assert [list(itertools.chain(*share)) for share in shares] == alone
+    assert sorted(itertools.chain(*found)) == data
+    whole = torch.empty(12, 2)
+    for rank in range(processes):
+        whole[rank::processes] = drawn[rank]
+    torch.manual_seed(0)
+    assert torch.equal(whole, torch.randn(12, 2))
+
+
+def test_even_shares(monkeypatch):
+    """Shares of one length, of which the first items fill up what is missing."""
+    monkeypatch.setattr(distributed.idist, "get_world_size", lambda: 3)
+    shares = []
+    for rank in range(3):
+        monkeypatch.setattr(distributed.idist, "get_rank", lambda rank=rank: rank)
+        shares.append(list(distributed.take_share(range(7), even=True)))
+    assert np.array(shares).T.ravel().tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 1]
