@@ -134,10 +134,15 @@ SCHEDULERS = {
 def test_validation_noise_fixed(name):
     """Noise is the same in each validation, and timesteps are spread over all."""
     prepare = VelocityPrepareBatch(scheduler=SCHEDULERS[name], num_train_timesteps=1000, fixed=True)
-    batch = {"image": torch.randn(8, 4, 4, 4, 4)}
+    batch = {"image": torch.randn(8, 4, 4, 4, 4), "deviation": torch.rand(8, 4, 4, 4, 4), "index": torch.arange(8)}
     first, second = prepare(batch), prepare(batch)
-    assert torch.equal(first[1], second[1])
-    assert first[3]["timesteps"].tolist() == [62, 187, 312, 437, 562, 687, 812, 937]
+    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+    assert not torch.equal(first[0], batch["image"])
+    alone = prepare({name: values[5:6] for name, values in batch.items()})
+    assert torch.equal(alone[0], first[0][5:6]) and torch.equal(alone[1], first[1][5:6])  # whatever batch it is in
+    _, _, _, more = prepare({"image": torch.zeros(256, 4, 1, 1, 1), "index": torch.arange(256)})
+    counts = torch.bincount(more["timesteps"] * 8 // 1000)
+    assert len(counts) == 8 and (counts - 32).abs().max() <= 2
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -356,7 +361,8 @@ def test_second_stage_stays_on_device(overlays):
     network, average = training.get_parsed_content("network"), training.get_parsed_content("ema")
     for side in ("train", "validate"):
         prepare = training.get_parsed_content(f"{side}#prepare_batch")
-        images, target, args, more = prepare({"image": torch.randn(2, 4, 4, 4, 4)}, device)
+        batch = {name: torch.randn(2, 4, 4, 4, 4) for name in ("image", "deviation")}
+        images, target, args, more = prepare({**batch, "index": torch.arange(2)}, device)
         prediction = training.get_parsed_content(f"{side}#inferer")(images, network, *args, **more)
         loss = training.get_parsed_content("loss")(prediction, target)
         assert devices_in([images, target, args, more, prediction, loss]) == {"meta"}

@@ -12,7 +12,9 @@ ELSEWHERE = {"inference_export", "inference_convert", "generative", "tutorial", 
 
 def test_table_names_every_overlay():
     configs = {"train_autoencoder", "train_diffusion", "inference", "evaluate", "data", "metadata", "smoke"}
-    assert {overlay for _, overlay in PAIRS} == {path.stem for path in CONFIGS.glob("*.json")} - configs
+    overlays = {path.stem for path in CONFIGS.glob("*.json")} - configs
+    # of several processes, which test_distributed.py runs
+    assert {overlay for _, overlay in PAIRS} == {name for name in overlays if not name.startswith("multi_gpu")}
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,24 @@ def test_several_processes(config, tmp_path, monkeypatch):
     assert message.startswith("WORLD_SIZE=2: ") and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("config", "overlays", "key", "value", "allowed"),
+    [
+        ("train_autoencoder", (), "train_batch_size", 8, "a multiple of 3"),
+        ("train_diffusion", (), "val_size", 2, "at least 3"),
+        ("inference", (), "num_samples", 2, "at least 3"),
+        ("evaluate", (), "test_size", 1, "at least 3"),
+        ("train_autoencoder", ("train_autoencoder_gan",), "WORLD_SIZE", 3, "runs in one process"),
+    ],
+)
+def test_shares_of_processes(config, overlays, key, value, allowed, tmp_path, monkeypatch):
+    """What the processes can't share is refused, before they look for each other."""
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    settings = {"output_dir": str(tmp_path / "out")} | ({key: value} if key != "WORLD_SIZE" else {})
+    message = find_mistake(lambda: make_workflow(config, f"multi_gpu_{config}", *overlays, **settings))
+    assert message.startswith(f"{key}={value}: ") and allowed in message and not (tmp_path / "out").exists()
+
+
 def test_first_mistake_first():
     """The first mistake is told before a later, slower check starts."""
     with pytest.raises(SettingError, match="epochs"):

@@ -146,6 +146,10 @@ WRONG = [
     ("evaluate+evaluate_scans", "dataset_dir", "", "no such folder"),
     ("evaluate+evaluate_scans", "split_seed", -1, SEED),
     ("evaluate+evaluate_deterministic", "score#tolerance", NAN, "at least 0"),
+    ("train_autoencoder+multi_gpu_train_autoencoder", "train_batch_size", 0, POSITIVE),
+    ("train_diffusion+multi_gpu_train_diffusion", "lr", 0, "above 0"),
+    ("inference+multi_gpu_inference", "sampler#shift", 0, "above 0"),
+    ("evaluate+multi_gpu_evaluate", "sampler#shift", "2", "above 0"),
 ]
 
 

@@ -62,7 +62,7 @@ class VelocityPrepareBatch(VPredictionPrepareBatch):
         self.fixed = fixed
         self.indices: list[int] = []  # of the batch at hand
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         batchdata: Mapping[str, torch.Tensor],
         device: str | torch.device | None = None,
@@ -94,7 +94,7 @@ class VelocityPrepareBatch(VPredictionPrepareBatch):
             # multiples of the golden ratio: as many in each part of the interval, however many there are
             fractions = torch.tensor(self.indices, dtype=torch.float64) * GOLDEN_RATIO % 1
             return (fractions * self.num_train_timesteps).long()
-        draw = self.scheduler.sample_timesteps if self._is_flow else super().get_timesteps
+        draw: Any = self.scheduler.sample_timesteps if self._is_flow else super().get_timesteps
         return draw_share(lambda count: draw(images.new_empty(count, 1)), len(images))
 
     @property

@@ -134,6 +134,7 @@ class TrainingCurves:
 
     def start(self, engine: Workflow) -> None:
         """Write the layout, the settings, and what to show beside them."""
+        assert self.writer is not None  # else nothing calls this
         self.writer.add_custom_scalars(self.layout)
         self._write(self.experiment, self.session_start)
 
@@ -149,7 +150,8 @@ class TrainingCurves:
         self._write(self.session_end)
 
     def _write(self, *summaries: Any) -> None:
-        if self.writer.file_writer is None:  # closed already: a federation may end a client in the middle of a round
+        # closed already: a federation may end a client in the middle of a round
+        if self.writer is None or self.writer.file_writer is None:
             return
         for summary in summaries:
             self.writer.file_writer.add_summary(summary)

@@ -108,8 +108,9 @@ class StopOnNaN:
         """Raise ``DivergenceError`` if the step's loss is not finite."""
         mean = read_loss(engine.state.output).detach()
         if idist.get_world_size() > 1:
-            for value in (mean, *getattr(engine.loss_function, "parts", {}).values()):
-                value.copy_(idist.all_reduce(value.clone()) / idist.get_world_size())  # type: ignore[operator]
+            *_, loss_function = read_parts(engine)
+            for value in (mean, *getattr(loss_function, "parts", {}).values()):
+                value.copy_(idist.all_reduce(value.clone()) / idist.get_world_size())
         loss = float(mean)
         if math.isfinite(loss):
             return
