@@ -94,7 +94,7 @@ smoke: setup  ## train both stages, generate and evaluate, in a minute or two: t
 		--autoencoder_path runs/smoke/autoencoder/model_autoencoder.pt --model_path runs/smoke/diffusion/model.pt
 
 test: dev  ## the test suite, but for what needs a browser
-	$(BIN)/python -m pytest -m "not browser" -n 2
+	$(BIN)/python -m pytest -m "not browser and not slow" -n 2
 
 lowest: dev  ## the test suite with Python 3.10 and the lowest version of every package that pyproject.toml allows
 	$(BIN)/python tools/lowest.py > $(VENV)/lowest.txt
@@ -119,6 +119,7 @@ recipes: setup  ## other autoencoders and samplers at equal compute, about two h
 	$(BIN)/python benchmarks/recipes.py
 
 soak: dev  ## kills at random moments, full disks, damaged checkpoints and long runs, into bundle/runs/soak.json
+	$(BIN)/python -m pytest -m slow
 	PYTHONPATH=bundle $(BIN)/python tests/soak.py
 
 audit: setup  ## known vulnerabilities of the pinned packages, which pip-audit asks osv.dev for

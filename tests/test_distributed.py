@@ -10,14 +10,15 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from commands import BUNDLE, CommandServer, arguments, await_that, flatten, read_points
+from commands import BUNDLE, CommandServer, arguments, await_that, read_points
 from conftest import SMALL, read_json
 from torch.utils.data import BatchSampler, RandomSampler
 
 from scripts import distributed
 
 # three processes share a batch of 6, and 5 volumes of a validation unevenly
-SIZES = {**SMALL, "image_size": 16, "train_size": 24, "train_batch_size": 6, "val_size": 5, "epochs": 2}
+SIZES = {**SMALL, "image_size": 16, "train_size": 12, "train_batch_size": 6, "val_size": 5, "epochs": 2}
+SIZES["val_interval"] = 2
 UNET = {"image_size": 32, "diffusion_def#channels": "[32]"}
 
 
@@ -64,12 +65,10 @@ def curves(folder: Path) -> dict[tuple[str, int], float]:
 
 def assert_same_training(folder: Path, expected: Path, weights: str, tolerance: float) -> None:
     """Another order of sums apart, the weights and the curves are the same, and no point is missing or doubled."""
-    there, wanted = (flatten(torch.load(path / weights)) for path in (folder, expected))
+    there, wanted = (torch.load(path / weights) for path in (folder, expected))
     assert there.keys() == wanted.keys()
-    assert torch.load(folder / weights).keys() == torch.load(expected / weights).keys()
-    for name, value in torch.load(folder / weights).items():
-        other = torch.load(expected / weights)[name]
-        assert torch.allclose(value.double(), other.double(), atol=tolerance), name
+    for name, value in there.items():
+        assert torch.allclose(value.double(), wanted[name].double(), atol=tolerance), name
     points, wanted_points = curves(folder), curves(expected)
     assert points.keys() == wanted_points.keys() and len(read_points(folder / "tensorboard")) == len(
         read_points(expected / "tensorboard")
@@ -97,8 +96,8 @@ def test_resume_by_other_number(run, first, tmp_path):
     run(3, "train_autoencoder", output_dir=tmp_path, resume=True, **SIZES)
     names = {path.name for path in (tmp_path / "checkpoints").glob("checkpoint_*")}
     assert names == {"checkpoint_epoch=1.pt", "checkpoint_epoch=2.pt"}
-    # the schedule of the first epoch was a shorter one's, so that the weights are others; the curve goes on
-    assert curves(tmp_path).keys() == curves(first).keys()
+    # the schedule of the first epoch was a shorter one's, so that the weights are others; the curves go on
+    assert {key for key in curves(first) if "validation" not in key[0]} <= curves(tmp_path).keys()
 
 
 def test_inference(run, second):
@@ -131,6 +130,7 @@ def test_evaluation(run, first, second):
             assert two["reconstruction"][name] == pytest.approx(value, rel=1e-4), name
 
 
+@pytest.mark.slow
 def test_lost_process(first, tmp_path):
     """One of two processes is killed; torchrun starts them again, and the training ends as one that never was."""
     configs = ("train_autoencoder", "multi_gpu_train_autoencoder", "smoke")

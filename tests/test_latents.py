@@ -3,9 +3,12 @@
 import pytest
 import torch
 from conftest import BUNDLE, run_process
+from monai.networks.schedulers import RFlowScheduler
 from torch import nn
+from torch.utils.data import DataLoader
 
 from scripts.data.latents import EncodedLatents, LatentNoise
+from scripts.model.diffusion import VelocityPrepareBatch
 
 
 class Halves(nn.Module):
@@ -35,25 +38,32 @@ def test_scale_factor_over_all(volumes, dataset):
     latents = EncodedLatents(dataset, Halves())
     draws = volumes / 2 + 0.3 * torch.randn(200, *volumes.shape)
     assert latents.scale_factor == pytest.approx(1 / draws.std().item(), rel=0.01)
-    scaled = torch.stack([latents[i]["image"] for _ in range(50) for i in range(len(latents))])
+    items = [latents[i] for _ in range(50) for i in range(len(latents))]
+    scaled = torch.stack([item["image"] + item["deviation"] * torch.randn_like(item["deviation"]) for item in items])
     assert scaled.std().item() == pytest.approx(1, abs=0.02)
 
 
-def test_encode_once_draw_afresh(volumes, dataset):
+@pytest.mark.parametrize("fixed", [False, True])
+def test_encode_once_draw_afresh(volumes, dataset, fixed):
+    """Latents are drawn anew for each batch of a training; those of a validation are always the same draw."""
     autoencoder = Halves()
-    latents = EncodedLatents(dataset, autoencoder)
-    first, second = latents[5]["image"], latents[5]["image"]
+    loader = DataLoader(EncodedLatents(dataset, autoencoder), batch_size=8)
+    prepare = VelocityPrepareBatch(RFlowScheduler(num_train_timesteps=1000), 1000, fixed=fixed)
+    first, second = ([prepare(batch, "cpu")[0] for batch in loader] for _ in range(2))
     assert autoencoder.calls == len(volumes) / 8
-    assert not torch.equal(first, second)
+    assert torch.equal(torch.cat(first), torch.cat(second)) == fixed
+    # the latents' own draws and no others: their deviation around the mean is the posterior's, at the common scale
+    mean = torch.cat([batch["image"] for batch in loader])
+    deviation = torch.cat([batch["deviation"] for batch in loader])
+    assert ((torch.cat(first) - mean) / deviation).std().item() == pytest.approx(1, abs=0.05)
 
 
-def test_validation_latents_fixed(dataset):
-    """Validation latents are always the same draw, at the training's scale."""
+def test_validation_latents_scaled(dataset):
+    """Validation latents have the training's scale."""
     training = EncodedLatents(dataset[:32], Halves())
-    latents = EncodedLatents(dataset, Halves(), scaled_as=training, fresh=False)
+    latents = EncodedLatents(dataset, Halves(), scaled_as=training)
     assert latents.scale_factor == training.scale_factor
-    assert torch.equal(latents[5]["image"], latents[5]["image"])
-    assert not torch.equal(latents[5]["image"], latents[6]["image"])
+    assert latents[5]["index"] == 5 and not torch.equal(latents[5]["image"], latents[6]["image"])
 
 
 def test_encoding_is_lazy(dataset):

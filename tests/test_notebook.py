@@ -16,7 +16,14 @@ NOTEBOOK = BUNDLE / "docs" / "spheres_latent_diffusion.ipynb"
 SMOKE = """
 overlays = ["configs/smoke.json"]
 output_dir = {output_dir!r}
-sizes = {{"cpu": {{name: {{key: keys[key] for key in keys if "#" in key}} for name, keys in sizes["cpu"].items()}}}}
+half = {{"image_size": 32}}
+sizes = {{
+    "cpu": {{
+        **dict.fromkeys(sizes["cpu"], half),
+        "samples": half | {{"inferer#batch_size": 2}},
+        "evaluation": half | {{"sample#evaluator#inferer#batch_size": 2}},
+    }}
+}}
 """
 
 
