@@ -2,8 +2,10 @@
 
 import csv
 import itertools
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import psutil
 import pytest
 import torch
 from commands import BUNDLE, CommandServer, arguments, await_that, read_points
-from conftest import SMALL, read_json
+from conftest import CONFIGS, SMALL, read_json
 from torch.utils.data import BatchSampler, RandomSampler
 
 from scripts import distributed
@@ -39,8 +41,10 @@ def run(server, tmp_path_factory):
         commands = server.start_processes(processes, name, *overlay, "smoke", output_dir=folder, **settings)
         for command in commands:
             assert command.wait() == 0, "\n".join(command.output for command in commands)
-        # the first alone has something to say
+        # the first alone has something to say, and draws curves
         assert all("saved" not in command.output and "%" not in command.output for command in commands[1:])
+        if name.startswith("train"):
+            assert not (folder / "tensorboard" / "earlier").exists()
         return folder
 
     return run
@@ -56,6 +60,28 @@ def first(run) -> Path:
 def second(run, first) -> Path:
     """The second stage, trained by one process."""
     return run(1, "train_diffusion", autoencoder_path=first / "model_autoencoder.pt", **{**SIZES, **UNET})
+
+
+def test_handlers_of_the_first():
+    """What the overlays leave to the first process: log and progress bar, and no handler that trains."""
+    for name in ("train_autoencoder", "train_diffusion"):
+        overlay = read_json(CONFIGS / f"multi_gpu_{name}.json")
+        handlers = read_json(CONFIGS / f"{name}.json")["train"]["handlers"]
+        disabled = {i for i in range(len(handlers)) if f"train#handlers#{i}#_disabled_" in overlay}
+        assert [handlers[i]["_target_"].split(".")[-1] for i in sorted(disabled)] == ["StatsHandler", "LossProgress"]
+
+
+def test_signal_to_one_process(server, first, tmp_path):
+    """A signal to one of two processes stops both at the same step, and the same command carries on."""
+    settings = {**SIZES, "train_size": 60, "epochs": 3, "output_dir": tmp_path}
+    start = partial(server.start_processes, 2, "train_autoencoder", "multi_gpu_train_autoencoder", "smoke", **settings)
+    commands = start()
+    await_that(lambda: "[2/10]" in commands[0].output or commands[0].poll() is not None, "the second step")
+    commands[1].send(signal.SIGTERM)
+    assert [command.wait() for command in commands] == [128 + signal.SIGTERM] * 2, commands[0].output
+    assert "the same command carries on" in commands[0].output
+    (within,) = (tmp_path / "checkpoints").glob("checkpoint_epoch=0_iteration=*.pt")
+    assert [command.wait() for command in start()] == [0, 0] and not within.exists()
 
 
 def curves(folder: Path) -> dict[tuple[str, int], float]:

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
 from monai.bundle import ConfigWorkflow, ReferenceResolver
 from monai.bundle.config_item import ConfigComponent
@@ -180,11 +180,6 @@ class Interruption:
     def stop_waiting(self) -> None:
         """From now on, a signal ends the process at once."""
         _on_signal(_end)
-
-    def end_process(self) -> NoReturn:
-        """End the process as the signal would have."""
-        assert self.signal is not None
-        sys.exit(128 + self.signal)
 
     def _note(self, number: int, frame: FrameType | None = None) -> None:
         if self.signal is not None:

@@ -18,7 +18,7 @@ import torch
 from monai.bundle import DEFAULT_MLFLOW_SETTINGS, ConfigParser, ConfigWorkflow
 from monai.utils import ensure_tuple, optional_import
 
-from .checks import ARGUMENTS, RULES, SettingError, check_settings, is_integer
+from .checks import ARGUMENTS, RULES, SettingError, check_settings
 from .command_line import end_plainly, on_command_line
 from .environment import select_device
 
@@ -48,13 +48,13 @@ def check_config() -> dict[str, Any]:
     parser = find_parser()
     config: dict[str, Any] = parser.get()
     end_plainly(verbose=config.get("verbose") is True)
-    _check_processes(os.environ, config)
     if on_command_line():
         _check_command_line(sys.argv, config)
     _check_names(config)
     _check_arguments(config, parser)
     # an overlay for several configs (smoke.json) has keys that this one knows nothing of: checked all the same
     settings = check_settings((key, parser.get_parsed_content(key)) for key in config if key in RULES)
+    _check_processes(os.environ, config, settings)
     _check_latents(config, settings)
     _check_resources(config, settings, select_device(settings.get("device", "cpu")))
     return settings
@@ -87,23 +87,26 @@ def _suggest(name: str, names: Any) -> str:
     return f"; did you mean {close[0]}?" if close else "."
 
 
-def _check_processes(environment: Mapping[str, str], config: Mapping[str, Any]) -> None:
-    """Refuse to be one of several processes, as torchrun starts them, which do not know of each other."""
+def _check_processes(environment: Mapping[str, str], config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Refuse to be one of several processes, as torchrun starts them, that do not share the work or can't.
+
+    Raises:
+        SettingError: when the config has no ``multi_gpu`` overlay or trains two networks, when there are fewer volumes
+            than processes, or when these do not divide a training's batch.
+    """
     processes = int(environment.get("WORLD_SIZE", "1"))
     if processes == 1:
         return
-    here = f"WORLD_SIZE={processes}: "
     if "rank" not in config:
-        raise SettingError(
-            f"{here}this config runs in one process; start it without torchrun, or with its multi_gpu overlay."
-        )
+        allowed = "without torchrun, or with its multi_gpu overlay."
+        raise SettingError(f"WORLD_SIZE={processes}: this config runs in one process; start it {allowed}")
     if "adversarial_loss" in config:
-        raise SettingError(f"{here}train_autoencoder_gan.json runs in one process; start it without torchrun.")
+        raise SettingError(f"WORLD_SIZE={processes}: train_autoencoder_gan.json runs in one process; start one.")
     for key in ("val_size", "test_size", "num_samples"):
-        if key in config and is_integer(config[key]) and config[key] < processes:
-            raise SettingError(f"{key}={config[key]}: must be at least {processes}, the processes that share them.")
-    size = config.get("train_batch_size", processes)
-    if "train" in config and is_integer(size) and size % processes:
+        if settings.get(key, processes) < processes:
+            raise SettingError(f"{key}={settings[key]}: must be at least {processes}, the processes that share them.")
+    size = settings.get("train_batch_size", 0)
+    if size % processes:
         raise SettingError(f"train_batch_size={size}: must be a multiple of {processes}, the processes that share it.")
 
 

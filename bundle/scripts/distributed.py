@@ -7,16 +7,19 @@ alone would have them, and a training does not depend on how many there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import ignite.distributed as idist
 import torch
 from monai.utils import evenly_divisible_all_gather
+from torch import nn
 from torch.utils.data import BatchSampler, Dataset, RandomSampler, Sampler, SequentialSampler, Subset
+
+from .checks import SettingError
 
 
 def draw_share(draw: Callable[[int], torch.Tensor], count: int) -> torch.Tensor:
-    """Draw for a whole batch and keep this process's share.
+    """Draw for a whole batch and keep this process's share; all have shares of one size.
 
     Args:
         draw: returns random numbers for so many items, (items, ...).
@@ -40,10 +43,15 @@ def take_share(dataset: Dataset, even: bool = False) -> Subset:
     """Return this process's share of a dataset; the shares of all are the dataset, without overlap.
 
     Args:
-        dataset: of any length.
+        dataset: of at least as many items as there are processes.
         even: whether all shares are of one length; the dataset's first items then fill up what is missing.
+
+    Raises:
+        SettingError: when it has fewer.
     """
     length = len(dataset)  # type: ignore[arg-type]
+    if length < idist.get_world_size():
+        raise SettingError(f"WORLD_SIZE={idist.get_world_size()}: must be at most {length}, the volumes of a set.")
     end = -(-length // idist.get_world_size()) * idist.get_world_size() if even else length
     return Subset(dataset, [i % length for i in range(idist.get_rank(), end, idist.get_world_size())])
 
@@ -67,12 +75,32 @@ def gather_shares(share: torch.Tensor) -> torch.Tensor:
     return whole
 
 
+def average_over_processes(values: Sequence[torch.Tensor]) -> None:
+    """Put the mean over all processes in the place of each of some scalars."""
+    if idist.get_world_size() > 1:
+        means = idist.all_reduce(torch.stack([value.detach().float() for value in values])) / idist.get_world_size()
+        for value, mean in zip(values, means, strict=True):  # type: ignore[arg-type]
+            value.detach().copy_(mean)
+
+
+def wrap_network(network: nn.Module, device: torch.device) -> nn.Module:
+    """Let each backward pass average a network's gradients over all processes; one process trains it as it is.
+
+    Args:
+        network: on ``device``.
+        device: this process's own.
+    """
+    if idist.get_world_size() == 1:
+        return network
+    return nn.parallel.DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+
+
 class ShardedBatchSampler(Sampler[list[int]]):
     """This process's share of each batch that a ``DataLoader`` of one process would make: its ``batch_sampler``.
 
     Args:
         dataset: what to take batches of.
-        batch_size: items of a batch of all processes together.
+        batch_size: items of a batch of all processes together, a multiple of their number.
         shuffle: whether the order is drawn anew, from torch's random numbers, each time.
         drop_last: whether to leave out a last batch that is not full.
     """

@@ -169,14 +169,15 @@ def _join(device: str | torch.device) -> None:
     """Join the other processes that torchrun started; the first alone says what it does."""
     if not dist.is_initialized():
         store, rank, processes = next(dist.rendezvous("env://"))
-        # processes that torchrun has restarted would find the addresses of those before (PyTorch 2.13)
+        # Processes that torchrun has restarted would find the addresses of those before (PyTorch 2.13)
         store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-        backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=processes)
+        cuda = torch.device(device).type == "cuda"
+        if cuda:
+            torch.cuda.set_device(device)  # what NCCL and ignite then use
+        dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=processes)
         idist.sync()
-    # true of convolutions of one voxel, whose layout of channels is either; nothing is slower for it
+    # True of convolutions of one voxel, whose layout of channels is either; nothing is slower for it
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-    logging.getLogger("ignite.distributed.auto").setLevel(logging.WARNING)
     if idist.get_rank() > 0:
         logging.disable(logging.INFO)
 
@@ -201,7 +202,7 @@ def prepare(device: str | torch.device = "auto", precision: str = "auto", verbos
     else:
         report = describe(device, precision)
         logger.info("%s", "; ".join(f"{subject} {text.partition(' (')[0]}" for subject, text in report.items()))
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # no command opens a connection
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     keep_freed_memory()
 
 

@@ -96,8 +96,9 @@ class SampleFolder:
         if not isinstance(volumes[0], Mapping) or wanted - volumes[0].keys():
             raise SettingError(f"dataset: its items must be dictionaries with {', '.join(sorted(wanted))}.")
         idist.one_rank_only(with_barrier=True)(self.open)()
-        share = range(idist.get_rank(), self.count, idist.get_world_size())
-        return Subset(volumes, [i for i in share if not self.file(i).exists()])
+        missing = [i for i in range(self.count) if not self.file(i).exists()]
+        idist.barrier()  # before the first of them is there
+        return Subset(volumes, missing[idist.get_rank() :: idist.get_world_size()])
 
     def _read_record(self) -> Mapping[str, str] | None:
         try:

@@ -53,8 +53,8 @@ class VelocityPrepareBatch(VPredictionPrepareBatch):
     Args:
         scheduler: adds the noise, a diffusion's scheduler of MONAI's or its ``RFlowScheduler``.
         num_train_timesteps: as the scheduler's.
-        fixed: whether an item's draws are the same every time, whatever the batch: by its ``index``, the timesteps
-            spread evenly. The validation losses of two epochs then differ by the network alone.
+        fixed: whether an item's draws are the same every time, whatever the batch: by its ``index``, which it then
+            needs, the timesteps spread evenly. The validation losses of two epochs then differ by the network alone.
     """
 
     def __init__(self, scheduler: Scheduler | RFlowScheduler, num_train_timesteps: int, fixed: bool = False) -> None:
@@ -92,10 +92,10 @@ class VelocityPrepareBatch(VPredictionPrepareBatch):
         """Return the timesteps for a batch of latents, shape (B,)."""
         if self.fixed:
             # multiples of the golden ratio: as many in each part of the interval, however many there are
-            fractions = torch.tensor(self.indices, dtype=torch.float64) * GOLDEN_RATIO % 1
+            fractions = (torch.tensor(self.indices, dtype=torch.float64) + 0.5) * GOLDEN_RATIO % 1
             return (fractions * self.num_train_timesteps).long()
         draw: Any = self.scheduler.sample_timesteps if self._is_flow else super().get_timesteps
-        return draw_share(lambda count: draw(images.new_empty(count, 1)), len(images))
+        return draw_share(lambda count: draw(images[:1].expand(count, *images.shape[1:])), len(images))
 
     @property
     def _is_flow(self) -> bool:

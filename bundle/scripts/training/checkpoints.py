@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,7 @@ class Checkpoints:
         self.resume_from = resume_from
         self.keep = keep
         self.interruption = Interruption()
+        self.stopping = 0  # the signal that all processes have heard of
         self.random = RandomState()
         self.events = EventFiles(writer)
         sign = -1 if lower_is_better else 1
@@ -134,6 +136,7 @@ class Checkpoints:
     def finish(self, engine: Trainer) -> None:
         """End at once by a signal from now on, and by one that came since the last save."""
         self.interruption.stop_waiting()
+        self._agree()
         self._stop(engine)
 
     def skip(self, engine: Trainer) -> None:
@@ -151,12 +154,14 @@ class Checkpoints:
         self.random.within_epoch = False
         self.saver(engine)
         self._prune()
+        self._agree()
         self._stop(engine)
 
     def stop_if_interrupted(self, engine: Trainer) -> None:
         """Save where the training is and end the process, if it was asked to end."""
+        self._agree()
         within = engine.state.iteration % engine.state.epoch_length
-        if self.interruption.signal is None or within == 0:  # at the end of an epoch its checkpoint comes next
+        if not self.stopping or within == 0:  # at the end of an epoch its checkpoint comes next
             return
         assert self.saver is not None
         self.random.within_epoch = True
@@ -164,6 +169,10 @@ class Checkpoints:
         state = {name: item.state_dict() for name, item in self.saver.to_save.items()}
         self.files(state, f"checkpoint_epoch={engine.state.epoch - 1}_iteration={within}.pt")
         self._stop(engine)
+
+    def _agree(self) -> None:
+        """Let a signal to one of several processes stop them all at the same step."""
+        self.stopping = int(idist.all_reduce(self.interruption.signal or 0, "MAX"))
 
     @idist.one_rank_only()
     def _prune(self) -> None:
@@ -175,13 +184,13 @@ class Checkpoints:
             path.unlink()
 
     def _stop(self, engine: Trainer) -> None:
-        if self.interruption.signal is not None:
+        if self.stopping:
             logger.info(
                 "stopped in epoch %d, step %d; the same command carries on",
                 engine.state.epoch,
                 engine.state.iteration,
             )
-            self.interruption.end_process()
+            sys.exit(128 + self.stopping)
 
 
 def _scalers(engine: Trainer) -> dict[str, torch.amp.GradScaler]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import zipfile
@@ -64,7 +65,7 @@ def find_checkpoint(ckpt_dir: str | os.PathLike, resume: bool | str, record: Run
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch reports a damaged file in half a dozen ways
             aside = path.with_name(f"damaged-{path.name}")
-            if path.exists():  # else another process has set it aside
+            with contextlib.suppress(FileNotFoundError):  # another process may have set it aside
                 path.rename(aside)
             logger.warning("%s can't be read (%s): set aside as %s", path, tell_unreadable(error), aside.name)
             continue

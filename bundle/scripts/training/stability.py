@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
-import ignite.distributed as idist
 import torch
 from ignite.engine import Events
 from monai.engines import AdversarialTrainer, SupervisedTrainer, Workflow
@@ -16,6 +15,7 @@ from monai.utils import CommonKeys
 from monai.utils.enums import AdversarialIterationEvents, AdversarialKeys
 
 from ..checks import PlainError, SettingError, is_number
+from ..distributed import average_over_processes
 from .resume import list_checkpoints
 
 Trainer: TypeAlias = SupervisedTrainer | AdversarialTrainer
@@ -107,10 +107,8 @@ class StopOnNaN:
     def __call__(self, engine: Trainer) -> None:
         """Raise ``DivergenceError`` if the step's loss is not finite."""
         mean = read_loss(engine.state.output).detach()
-        if idist.get_world_size() > 1:
-            *_, loss_function = read_parts(engine)
-            for value in (mean, *getattr(loss_function, "parts", {}).values()):
-                value.copy_(idist.all_reduce(value.clone()) / idist.get_world_size())
+        *_, loss_function = read_parts(engine)
+        average_over_processes([mean, *getattr(loss_function, "parts", {}).values()])
         loss = float(mean)
         if math.isfinite(loss):
             return
