@@ -73,7 +73,7 @@ def test_handlers_of_the_first():
 
 def test_signal_to_one_process(server, first, tmp_path):
     """A signal to one of two processes stops both at the same step, and the same command carries on."""
-    settings = {**SIZES, "train_size": 60, "epochs": 3, "output_dir": tmp_path}
+    settings = {**SIZES, "train_size": 60, "epochs": 1, "output_dir": tmp_path}
     start = partial(server.start_processes, 2, "train_autoencoder", "multi_gpu_train_autoencoder", "smoke", **settings)
     commands = start()
     await_that(lambda: "[2/10]" in commands[0].output or commands[0].poll() is not None, "the second step")
