@@ -21,7 +21,7 @@ sizes = {{
     "cpu": {{
         **dict.fromkeys(sizes["cpu"], half),
         "samples": half | {{"inferer#batch_size": 2}},
-        "evaluation": half | {{"sample#evaluator#inferer#batch_size": 2}},
+        "evaluation": {{"sample#evaluator#inferer#batch_size": 2}},  # the released weights make balls of 64^3 alone
     }}
 }}
 """
