@@ -10,6 +10,7 @@ import errno
 import importlib
 import json
 import os
+import re
 import resource
 import runpy
 import signal
@@ -25,6 +26,7 @@ import torch
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundle"
+CARRY_ON = re.compile("the same command carries on|to go on, run the same command again")  # after a signal
 PATIENCE = 300.0  # seconds, more than anything here takes on a very busy machine
 IMPORTS = (
     *("ignite.metrics", "matplotlib.figure", "monai.bundle", "monai.engines", "monai.handlers", "monai.inferers"),

@@ -8,12 +8,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commands import CommandServer
 from filelock import FileLock
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow, download
 from monai.transforms import SaveImage
@@ -116,6 +117,14 @@ def run_process(
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandServer]:
+    """Start commands as processes of their own, without their imports."""
+    server = CommandServer(tmp_path_factory.mktemp("commands"))
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

@@ -136,7 +136,7 @@ def test_released_scores():
     """Documents and metadata repeat the released scores, and name the two lines beyond their limit."""
     assert FIDELITY["settings"]["num_samples"] == 1000 and FIDELITY["settings"]["num_inference_steps"] <= 10
     volumes, found = FIDELITY["volumes"], FIDELITY["reconstruction"]
-    assert FIDELITY["failed"] == ["valid", "rim_fade"]
+    assert FIDELITY["failed"] == ["valid", "rim_fade"] and volumes["valid"]["value"] >= 0.985
     assert "beyond their limit: valid, rim_fade" in (BUNDLE / "docs" / "fidelity.md").read_text()
     assert max(volumes[f"ks_{name}"]["value"] for name in ("r", "cx", "cy", "cz", "a", "b")) <= 0.06
     assert abs(volumes["rank_correlation"]["value"]) <= 0.1
@@ -159,6 +159,7 @@ def test_released_weights(tmp_path):
     for name in ("a_rmse", "b_rmse"):
         assert now["reconstruction"][name] <= 0.03, name
     # the same seed, so that these are the first 16 of the 1,000 volumes
+    assert set(now["failed"]) <= {*FIDELITY["failed"], "rim_mean"}  # of 16 balls its standard error is half its limit
     for name in ("rim_mean", "rim_std", "kurtosis", "normal_ks", "rim_fade"):
         line, released = now["volumes"][name], FIDELITY["volumes"][name]
         assert line["value"] == pytest.approx(released["value"], abs=max(0.002, 5 * line["standard_error"])), name

@@ -12,23 +12,16 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from commands import BUNDLE, CommandServer, arguments, await_that, read_points
+from commands import BUNDLE, arguments, await_that, read_points
 from conftest import CONFIGS, SMALL, read_json
 from torch.utils.data import BatchSampler, RandomSampler
 
 from scripts import distributed
 
 # three processes share a batch of 6, and 5 volumes of a validation unevenly
-SIZES = {**SMALL, "image_size": 16, "train_size": 12, "train_batch_size": 6, "val_size": 5, "epochs": 2}
-SIZES["val_interval"] = 2
+SIZES = {**SMALL, "image_size": 16, "train_size": 12, "train_batch_size": 6, "val_size": 5}
+SIZES |= {"epochs": 2, "val_interval": 2}
 UNET = {"image_size": 32, "diffusion_def#channels": "[32]"}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = CommandServer(tmp_path_factory.mktemp("commands"))
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")

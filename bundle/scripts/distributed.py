@@ -60,15 +60,15 @@ def gather_shares(share: torch.Tensor) -> torch.Tensor:
     """Put the shares of all processes together again.
 
     Args:
-        share: this process's items, shape (items, ...), on a device of its own.
+        share: this process's items, shape (items, ...).
 
     Returns:
-        All items in their order, the same on each process.
+        All items in their order, the same on each process, on the device of ``share``.
     """
     processes = idist.get_world_size()
     if processes == 1:
         return share
-    shares = evenly_divisible_all_gather(share, concat=False)
+    shares = evenly_divisible_all_gather(share.to(idist.device()), concat=False)
     whole = share.new_empty(sum(map(len, shares)), *share.shape[1:])
     for rank, part in enumerate(shares):
         whole[rank::processes] = part

@@ -11,17 +11,8 @@ from .config import TRACKING, find_parser
 
 # What changes nothing that is trained or generated.
 UNRECORDED = (
-    *(
-        "bundle_root",
-        "output_dir",
-        "ckpt_dir",
-        "device",
-        "num_workers",
-        "verbose",
-        "resume",
-        "keep_checkpoints",
-        "rank",
-    ),
+    *("bundle_root", "output_dir", "ckpt_dir", "device", "rank", "num_workers"),
+    *("verbose", "resume", "keep_checkpoints"),
     *("imports", "initialize", "run", "finalize", "_meta_", "_desc_", "any_config"),
     *TRACKING,
 )

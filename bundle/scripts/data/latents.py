@@ -75,8 +75,8 @@ class EncodedLatents(Dataset):
                 # tensors fragment the host's memory: 22 GB of it over 8,192 volumes.
                 means.append(mean.cpu().numpy().copy())
                 deviations.append(deviation.cpu().numpy().copy())
-        mean, deviation = (torch.from_numpy(np.concatenate(parts)).to(device) for parts in (means, deviations))
-        return gather_shares(mean).cpu(), gather_shares(deviation).cpu()
+        mean, deviation = (gather_shares(torch.from_numpy(np.concatenate(parts))) for parts in (means, deviations))
+        return mean, deviation
 
     @cached_property
     def scale_factor(self) -> float:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from monai.metrics import MMDMetric, MultiScaleSSIMMetric
 from monai.utils import CommonKeys
 from scipy import stats
@@ -14,10 +16,14 @@ from torch.utils.data import Dataset
 from .lines import ERROR_RATE, Line
 
 
-def _average_blocks(volumes: Dataset, indices: np.ndarray) -> torch.Tensor:
-    """Average volumes over blocks of 4^3 voxels: (N, voxels)."""
-    items = (volumes[int(i)][CommonKeys.IMAGE].float().nan_to_num() for i in indices)
-    return torch.stack([torch.nn.functional.avg_pool3d(item, min(4, *item.shape[1:])).flatten() for item in items])
+def _read(volumes: Dataset, indices: Iterable[int]) -> Iterator[torch.Tensor]:
+    """Read volumes, each (1, D, H, W), with numbers alone."""
+    return (volumes[int(i)][CommonKeys.IMAGE].float().nan_to_num() for i in indices)
+
+
+def _average_blocks(volumes: torch.Tensor) -> torch.Tensor:
+    """Average volumes (..., D, H, W) over blocks of 4^3 voxels."""
+    return F.avg_pool3d(volumes, min(4, *volumes.shape[-3:]))
 
 
 def score_copies(
@@ -44,12 +50,14 @@ def score_copies(
     if not all(len(dataset) for dataset in sets):  # type: ignore[arg-type]
         return {}
     rng = np.random.default_rng(seed)
-    picked = [rng.permutation(len(dataset))[:count] for dataset in sets[:2]]  # type: ignore[arg-type]
-    seen = _average_blocks(training, np.arange(len(training)))  # type: ignore[arg-type]
-    generated, unseen = (
-        torch.cdist(_average_blocks(dataset, indices), seen).amin(dim=1).numpy()
-        for dataset, indices in zip(sets[:2], picked, strict=True)
+    places: list[Iterable[int]] = [rng.permutation(len(dataset))[:count] for dataset in sets[:2]]  # type: ignore[arg-type]
+    places.append(range(len(training)))  # type: ignore[arg-type]
+    # one volume at a time, for its blocks are a small part of it
+    generated, unseen, seen = (
+        torch.stack([_average_blocks(volume).flatten() for volume in _read(dataset, indices)])
+        for dataset, indices in zip(sets, places, strict=True)
     )
+    generated, unseen = (torch.cdist(blocks, seen).amin(dim=1) for blocks in (generated, unseen))
     n, m = len(generated), len(unseen)
     test = stats.mannwhitneyu(generated, unseen, alternative="less")
     # without copies the share is normal with this variance, near enough
@@ -79,13 +87,10 @@ def score_diversity(
     if count < 2:
         return {}
     first, second = (
-        torch.stack([dataset[int(i)][CommonKeys.IMAGE] for i in rng.permutation(len(dataset))[:count]])  # type: ignore[arg-type]
-        .float()
-        .nan_to_num()
+        torch.stack([*_read(dataset, rng.permutation(len(dataset))[:count])])  # type: ignore[arg-type]
         for dataset in (volumes, reference)
     )
-    pool = torch.nn.AvgPool3d(min(4, *first.shape[2:]))
-    mmd = MMDMetric()(pool(second), pool(first)).item()
+    mmd = MMDMetric()(_average_blocks(second), _average_blocks(first)).item()
     # three of the usual five scales, two of volumes below 28 voxels: the coarsest must still hold the window
     weights = (0.2, 0.4, 0.4) if min(first.shape[2:]) >= 28 else (0.5, 0.5)
     ssim = MultiScaleSSIMMetric(spatial_dims=3, data_range=data_range, kernel_size=7, weights=weights)

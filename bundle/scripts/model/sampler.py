@@ -26,7 +26,7 @@ class AdamsBashforthScheduler(RFlowScheduler):
         shift: how dense the steps are at the noisy end: even times t of [0, 1] become s t / (1 + (s - 1) t), as in
             Esser et al. (2024), "Scaling Rectified Flow Transformers", equation 23; 1 leaves them even.
         args: as ``RFlowScheduler``'s.
-        kwargs: as ``RFlowScheduler``'s.
+        kwargs: as ``RFlowScheduler``'s; ``shift`` takes the place of its transform of the timesteps.
 
     Raises:
         SettingError: when ``shift`` is no number above 0; by ``set_timesteps``, when two steps fall on one timestep.
