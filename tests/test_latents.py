@@ -109,6 +109,7 @@ workflow = create_workflow(
     output_dir=output,
     autoencoder_path=weights,
     train_size=320,
+    train_batch_size=32,
 )
 from scripts.data.latents import EncodedLatents
 

@@ -104,8 +104,13 @@ class EncodedLatents(Dataset):
         return len(self.data)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        mean, deviation = (latents[index] * self.scale_factor for latents in self.posterior)
-        return {CommonKeys.IMAGE: mean, "deviation": deviation, "index": index}
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        """Return the items of a batch, which ``DataLoader`` then asks for at once: several times faster."""
+        mean, deviation = (latents[indices] * self.scale_factor for latents in self.posterior)
+        rows = zip(mean, deviation, indices, strict=True)
+        return [{CommonKeys.IMAGE: m, "deviation": d, "index": index} for m, d, index in rows]
 
 
 class LatentNoise(Dataset):

@@ -122,3 +122,9 @@ class RepeatedDataset(TorchDataset):
 
     def __getitem__(self, index: int) -> Any:
         return self.dataset[index % len(self.dataset)]  # type: ignore[arg-type]
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        """Return the items of a batch, at once if the dataset can."""
+        places = [index % len(self.dataset) for index in indices]  # type: ignore[arg-type]
+        at_once = getattr(self.dataset, "__getitems__", None)
+        return at_once(places) if at_once else [self.dataset[place] for place in places]
