@@ -1,7 +1,8 @@
-"""Writes the released scores (``bundle/models/fidelity.json``) into the documents, and the changelog into the metadata.
+"""Writes released scores (``bundle/models/fidelity*.json``) into the documents, and the changelog into the metadata.
 
 In a document, ``<!-- end -->`` ends what this writes. It begins with ``<!-- fidelity -->``, the table of generated
-volumes, ``<!-- fidelity 5 -->``, its first five lines, or ``<!-- reconstruction -->``, the scores of reconstructions.
+volumes, ``<!-- fidelity 5 -->``, its first five lines, ``<!-- seeds -->``, the lines that have a limit for each seed
+that was evaluated (``fidelity_102.json``, ...), or ``<!-- reconstruction -->``, the scores of reconstructions.
 ``make figures`` writes them; with ``--check`` this only says what it would change.
 """
 
@@ -10,12 +11,12 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from scripts.evaluation.lines import Line
-from scripts.evaluation.table import format_table, format_verdict
+from scripts.evaluation.table import LABELS, format_table, format_verdict
 
 from .format_json import format_json
 
@@ -45,8 +46,21 @@ def summarise(fidelity: Mapping[str, Any]) -> dict[str, float]:
     return {name: round(value, 4) for name, value in scores.items()}
 
 
-def fill(text: str, fidelity: Mapping[str, Any]) -> str:
-    """Return a document with the released scores in their places."""
+def compare_seeds(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lay out the lines that have a limit, a column for each seed."""
+    first = {name: Line.from_dict(line) for name, line in evaluations[0]["volumes"].items()}
+    rows = [["", *(f"seed {evaluation['settings']['seed']}" for evaluation in evaluations), "limit"]]
+    rows += [["---"] * len(rows[0])]
+    for name, label in LABELS.items():
+        if name in first and first[name].limit is not None:
+            values = [f"{evaluation['volumes'][name]['value']:.4f}" for evaluation in evaluations]
+            rows.append([label, *values, first[name].bound])
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def fill(text: str, evaluations: Sequence[Mapping[str, Any]]) -> str:
+    """Return a document with the released scores in their places; the first evaluation is the one that is shown."""
+    fidelity = evaluations[0]
     volumes, real = (
         {name: Line.from_dict(line) for name, line in fidelity[key].items()} for key in ("volumes", "real")
     )
@@ -62,10 +76,13 @@ def fill(text: str, fidelity: Mapping[str, Any]) -> str:
 
     def replace(match: re.Match) -> str:
         kind, count = match[1], int(match[2] or 0)
-        shown = rows if kind == "reconstruction" else ["```text", *(table[:count] if count else table), "```"]
+        lines = ["```text", *(table[:count] if count else table), "```"]
+        shown = {"fidelity": lines, "reconstruction": rows, "seeds": compare_seeds(evaluations)}[kind]
         return "\n".join([match[0].splitlines()[0], *shown, "<!-- end -->"])
 
-    return re.sub(r"<!-- (fidelity|reconstruction)(?: (\d+))? -->\n.*?<!-- end -->", replace, text, flags=re.DOTALL)
+    return re.sub(
+        r"<!-- (fidelity|reconstruction|seeds)(?: (\d+))? -->\n.*?<!-- end -->", replace, text, flags=re.DOTALL
+    )
 
 
 def read_changelog(text: str) -> dict[str, str]:
@@ -76,17 +93,18 @@ def read_changelog(text: str) -> dict[str, str]:
 
 def main(arguments: list[str]) -> int:
     """Write the scores; returns how many files would differ, if only that is asked for."""
-    fidelity = json.loads((ROOT / "bundle" / "models" / "fidelity.json").read_text())
+    # the one of no number sorts first
+    evaluations = [json.loads(path.read_text()) for path in sorted((ROOT / "bundle" / "models").glob("fidelity*.json"))]
     metadata_path = ROOT / "bundle" / "configs" / "metadata.json"
     changelog = read_changelog((ROOT / "CHANGELOG.md").read_text())
-    repeated = {"eval_metrics": summarise(fidelity), "changelog": changelog, "version": next(iter(changelog))}
+    repeated = {"eval_metrics": summarise(evaluations[0]), "changelog": changelog, "version": next(iter(changelog))}
     metadata = json.loads(metadata_path.read_text()) | repeated
-    texts = {ROOT / name: fill((ROOT / name).read_text(), fidelity) for name in DOCUMENTS}
+    texts = {ROOT / name: fill((ROOT / name).read_text(), evaluations) for name in DOCUMENTS}
     texts[metadata_path] = format_json(json.dumps(metadata))
     differing = [path for path, text in texts.items() if path.read_text() != text]
     for path in differing:
         if "--check" in arguments:
-            print(f"{path}: does not repeat bundle/models/fidelity.json; run `make documents`")
+            print(f"{path}: does not repeat bundle/models/fidelity*.json; run `make documents`")
         else:
             path.write_text(texts[path])
     return len(differing) if "--check" in arguments else 0
