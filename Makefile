@@ -47,17 +47,15 @@ generate: setup  ## volumes from the released weights, into bundle/runs/inferenc
 
 train: setup  ## both stages from scratch, into bundle/runs
 	cd bundle && $(BUNDLE) --config_file configs/train_autoencoder.json
-	cd bundle && $(BUNDLE) --config_file "['configs/train_autoencoder.json','configs/train_autoencoder_decoder.json']" \
-		--autoencoder_path runs/autoencoder/model_autoencoder.pt
 	cd bundle && $(BUNDLE) --config_file configs/train_diffusion.json \
-		--autoencoder_path runs/decoder/model_autoencoder.pt
+		--autoencoder_path runs/autoencoder/model_autoencoder.pt
 
 evaluate: setup  ## the released weights against the truth, into bundle/runs/evaluate
 	cd bundle && $(BUNDLE) --config_file configs/evaluate.json $(RELEASED)
 
 publish: setup  ## put the trained weights of `make train` into bundle/models, once they are seen to load
 	cd bundle && $(BUNDLE) publish --config_file configs/evaluate.json \
-		--autoencoder_path runs/decoder/model_autoencoder.pt --model_path runs/diffusion/model.pt
+		--autoencoder_path runs/autoencoder/model_autoencoder.pt --model_path runs/diffusion/model.pt
 
 figures: dev  ## from the released weights, the pictures of the documents and models/fidelity.json
 	cd bundle && $(BUNDLE) preview --config_file configs/data.json --output_dir runs/figures
@@ -67,9 +65,12 @@ figures: dev  ## from the released weights, the pictures of the documents and mo
 	cd bundle && $(BUNDLE) --config_file configs/evaluate.json --output_dir runs/figures $(RELEASED)
 	cp bundle/runs/figures/reconstructions.png bundle/runs/figures/fidelity.png bundle/docs/figures
 	cp bundle/runs/figures/fidelity.json bundle/models
+	for seed in 102 103; do \
+		(cd bundle && $(BUNDLE) --config_file configs/evaluate.json --seed $$seed --output_dir runs/figures/$$seed $(RELEASED)) && \
+		cp bundle/runs/figures/$$seed/fidelity.json bundle/models/fidelity_$$seed.json || exit 1; done
 	$(TOOL) tools.documents
 
-documents: dev  ## models/fidelity.json into the documents and the metadata
+documents: dev  ## models/fidelity*.json into the documents and the metadata
 	$(TOOL) tools.documents
 
 bundle: dev  ## the bundle as a folder and a zip archive for other machines, into dist

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 from commands import BUNDLE, CARRY_ON, Command, CommandServer, await_that, find_differences
 
-TINY = {"image_size": 16, "precision": "float32", "train_size": 8, "train_batch_size": 4, "val_size": 2}
+TINY = {"image_size": 32, "precision": "float32", "train_size": 8, "train_batch_size": 4, "val_size": 2}
 UNET = {"diffusion_def#channels": "[32]"}
 DATED = ("report.html", "run.json")
 
@@ -275,7 +275,7 @@ def soak(folder: Path, seed: int, share: float, only: str) -> Soak:
         return server.start("train_diffusion", "smoke", **settings)
 
     diffusion, seconds_2 = this.undisturbed(train_diffusion)
-    sampling = {"image_size": 16, "precision": "float32", **UNET, "model_path": diffusion / "model.pt"}
+    sampling = {"image_size": 32, "precision": "float32", **UNET, "model_path": diffusion / "model.pt"}
 
     def generate(folder: Path, **more: Any) -> Command:
         return server.start("inference", "smoke", **sampling, **{"num_samples": 20, "output_dir": folder, **more})

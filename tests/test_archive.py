@@ -54,5 +54,5 @@ def test_load(installed, tmp_path, monkeypatch):
     expected = ours.state_dict()
     assert set(loaded.state_dict()) == set(expected)
     assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
-    noise, texture = torch.randn(1, 4, 4, 4, 4), torch.randn(1, 1, 64, 64, 64)
+    noise, texture = torch.randn(1, 32, 2, 2, 2), torch.randn(1, 1, 64, 64, 64)
     assert torch.equal(loaded(noise, texture), ours(noise, texture))

@@ -158,7 +158,7 @@ def test_released_weights(tmp_path):
         assert now["reconstruction"][name] == pytest.approx(FIDELITY["reconstruction"][name], abs=2e-3), name
     for name in ("a_rmse", "b_rmse"):
         assert now["reconstruction"][name] <= 0.03, name
-    # the same seed, so that these are the first 16 of the 1,000 volumes
+    # the same seed, so that these are the first 16 of the 10,000 volumes
     assert set(now["failed"]) <= {*FIDELITY["failed"], "rim_mean"}  # of 16 balls its standard error is half its limit
     for name in ("rim_mean", "rim_std", "kurtosis", "normal_ks", "rim_fade"):
         line, released = now["volumes"][name], FIDELITY["volumes"][name]
@@ -190,7 +190,8 @@ REPEATED = {
     "train#trainer#amp": "train_autoencoder train_diffusion",
     **dict.fromkeys(
         (
-            *("image_size", "latent_stride", "unet_stride", "latent_shape", "data_range"),
+            *("image_size", "block_size", "latent_block_size", "latent_stride", "unet_stride", "latent_shape"),
+            "data_range",
             *("num_train_timesteps", "num_inference_steps", "split_seed", "channel", "spacing", "normalize"),
         ),
         "train_autoencoder train_diffusion inference evaluate data",
@@ -240,6 +241,7 @@ def test_schedules_and_strides():
     for name in ("scheduler", "sampler"):
         expected = overlay[name] | {"_target_": f"scripts.model.generative.{overlay[name]['_target_']}"}
         assert generative[name] == expected
-    for network, stride in (("autoencoder_def", "latent_stride"), ("diffusion_def", "unet_stride")):
-        for config in (inference, tutorial):
-            assert config[stride] == 2 ** (len(config[network]["channels"]) - 1)
+    for config in (inference, tutorial):
+        levels, unet_levels = (len(config[network]["channels"]) for network in ("autoencoder_def", "diffusion_def"))
+        assert config["latent_stride"] == config["block_size"] * config["latent_block_size"] * 2 ** (levels - 1)
+        assert config["unet_stride"] == 2 ** (unet_levels - 1)

@@ -19,7 +19,7 @@ from torch.utils.data import BatchSampler, RandomSampler
 from scripts import distributed
 
 # three processes share a batch of 6, and 5 volumes of a validation unevenly
-SIZES = {**SMALL, "image_size": 16, "train_size": 12, "train_batch_size": 6, "val_size": 5}
+SIZES = {**SMALL, "train_size": 12, "train_batch_size": 6, "val_size": 5}
 SIZES |= {"epochs": 2, "val_interval": 2}
 UNET = {"image_size": 32, "diffusion_def#channels": "[32]"}
 

@@ -18,8 +18,8 @@ from conftest import SMALL
 from scripts.training.resume import find_checkpoint
 
 # As small as it gets, so that an epoch takes a fraction of a second. The networks' weights fit any size of volume.
-FIRST = {**SMALL, "image_size": 16, "epochs": 3, "val_interval": 2, "keep_checkpoints": 2}
-SECOND = {**SMALL, "image_size": 16, "epochs": 4, "val_interval": 2, "diffusion_def#channels": "[32]"}
+FIRST = {**SMALL, "epochs": 3, "val_interval": 2, "keep_checkpoints": 2}
+SECOND = {**SMALL, "epochs": 4, "val_interval": 2, "diffusion_def#channels": "[32]"}
 
 
 def assert_same(folder: Path, expected: Path) -> None:
@@ -228,7 +228,7 @@ def test_killed_inference(server, whole, tmp_path):
 def test_without_network(server, whole, small_autoencoder, tmp_path):
     """No command looks up or connects to another machine, and each works where none can be reached."""
     weights = {"autoencoder_path": small_autoencoder, "model_path": whole / "model.pt"}
-    sizes = {"image_size": 16, "precision": "float32"}
+    sizes = {"image_size": 32, "precision": "float32"}
     unet = {"diffusion_def#channels": "[32]", "num_inference_steps": 2}
     for configs, settings in (
         (("data", "smoke"), {}),

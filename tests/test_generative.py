@@ -33,7 +33,7 @@ def assert_equal_numbers(a: torch.Tensor, b: torch.Tensor) -> None:
 def test_networks_agree(pair):
     core, generative = pair
     x = torch.randn(1, 3, 64, 64, 64)
-    z, t = torch.randn(2, 4, 4, 4, 4), torch.tensor([3, 700])
+    z, t = torch.randn(2, 32, 2, 2, 2), torch.tensor([3, 700])
     with torch.no_grad():
         for a, b in zip(core.autoencoder.network.encode(x), generative.autoencoder.network.encode(x), strict=True):
             assert_equal_numbers(a, b)
@@ -46,7 +46,7 @@ def test_networks_agree(pair):
 
 
 def test_samplers_agree(pair):
-    noise = torch.randn(2, 4, 4, 4, 4)
+    noise = torch.randn(2, 32, 2, 2, 2)
     latents = []
     for one in pair:
         inferer = one._make_inferer(one.scheduler, scale_factor=1.0)
@@ -134,7 +134,7 @@ def test_backend_runs_all(tmp_path):
         make_workflow("inference", *overlays, "smoke", model_path=path, precision="float32", device="cpu")
         for overlays, path in ((["generative"], paths["model_path"]), (["diffusion"], core))
     ]
-    noise, texture = torch.randn(1, 4, 2, 2, 2), torch.randn(1, 1, 32, 32, 32)
+    noise, texture = torch.randn(1, 32, 1, 1, 1), torch.randn(1, 1, 32, 32, 32)
     volumes = [one.parser.get_parsed_content("network_def").eval()(noise, texture) for one in generators]
     torch.testing.assert_close(*volumes, atol=1e-4, rtol=0)
 

@@ -8,7 +8,7 @@ from scripts.data.spheres import SphereDataset, SphereLaw
 from scripts.model.distributions import ZeroInflatedNormal
 from scripts.model.losses import EvidenceLowerBoundLoss
 
-LAW = SphereLaw(size=24, r_min=6, r_max=12)
+LAW = SphereLaw(size=32, r_min=10, r_max=16)
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def true_channels(batch):
 
 def test_loss_is_elbo(batch):
     """With weights of 1 the loss is the evidence lower bound."""
-    channels = torch.randn(4, 3, 24, 24, 24)
+    channels = torch.randn(4, 3, 32, 32, 32)
     mean, deviation = torch.randn(4, 4, 3, 3, 3), torch.rand(4, 4, 3, 3, 3) + 0.1
     loss = EvidenceLowerBoundLoss()((channels, mean, deviation), batch["image"])
     likelihood = ZeroInflatedNormal.from_channels(channels).log_prob(batch["image"])
@@ -39,7 +39,7 @@ def test_moments_vanish_at_truth(batch):
     loss = EvidenceLowerBoundLoss(mean_weight=1.0, second_moment_weight=1.0)
     latents = torch.zeros(4, 1, 1, 1, 1), torch.ones(4, 1, 1, 1, 1)
     loss((true_channels(batch), *latents), batch["image"])
-    # balls of 900 voxels or more: the error of a sample mean or second moment, squared
+    # parts of 500 voxels or more: the error of a sample mean or second moment, squared
     assert loss.parts["mean"] < 0.02
     assert loss.parts["second_moment"] < 0.1
     wrong = true_channels(batch)
@@ -48,10 +48,29 @@ def test_moments_vanish_at_truth(batch):
     assert loss.parts["mean"] > 0.2
 
 
+def test_rim_and_core(batch):
+    """Too much in the core does not make up for too little at the rim, nor the other way round."""
+    loss = EvidenceLowerBoundLoss(mean_weight=1.0)
+    latents = torch.zeros(4, 1, 1, 1, 1), torch.ones(4, 1, 1, 1, 1)
+    axis = torch.arange(32) + 0.5
+    offsets = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")) - batch["c"].float().view(4, 3, 1, 1, 1)
+    distance = offsets.square().sum(dim=1, keepdim=True).sqrt()
+    inside = batch["image"] != 0
+    core = inside & (distance < batch["r"].float().view(4, 1, 1, 1, 1) / 2 ** (1 / 3))
+    faded = true_channels(batch)
+    faded[:, 1:2] += 0.5 * core - 0.5 * (inside & ~core)
+    error = ((faded[:, 1:2] - true_channels(batch)[:, 1:2]) * inside).sum(dim=(1, 2, 3, 4)) / inside.sum(
+        dim=(1, 2, 3, 4)
+    )
+    assert error.abs().max() < 0.05
+    loss((faded, *latents), batch["image"])
+    assert loss.parts["mean"] > 0.05
+
+
 def test_parts_add_up(batch):
     weights = {"kl_weight": 0.1, "normal_weight": 3.0, "mean_weight": 8.0, "second_moment_weight": 2.0}
     loss = EvidenceLowerBoundLoss(**weights)
-    prediction = torch.randn(4, 3, 24, 24, 24), torch.randn(4, 4, 3, 3, 3), torch.rand(4, 4, 3, 3, 3)
+    prediction = torch.randn(4, 3, 32, 32, 32), torch.randn(4, 4, 3, 3, 3), torch.rand(4, 4, 3, 3, 3)
     total = loss(prediction, batch["image"])
     parts = loss.parts
     expected = parts["support"] + sum(weight * parts[name.removesuffix("_weight")] for name, weight in weights.items())

@@ -118,7 +118,7 @@ def test_preprocess_real_nifti(name, channel, tmp_path):
 
 
 def test_configs_on_scans(scans, tmp_path):
-    options = {"dataset_dir": str(scans), "image_size": 48, "spacing": [2.0, 2.0, 2.0], "train_batch_size": 4}
+    options = {"dataset_dir": str(scans), "image_size": 32, "spacing": [2.0, 2.0, 2.0], "train_batch_size": 4}
     run_workflow("data", "smoke", run_id="preview", output_dir=str(tmp_path / "data"), **options)
     assert (tmp_path / "data" / "preview.png").exists()
     stage_1 = run_workflow("train_autoencoder", "smoke", output_dir=str(tmp_path / "autoencoder"), **options)
@@ -132,7 +132,7 @@ def test_configs_on_scans(scans, tmp_path):
     options.pop("train_batch_size")
     run_workflow("inference", "smoke", output_dir=str(tmp_path), **options, model_path=paths["model_path"])
     written = nibabel.load(tmp_path / "volume_00003.nii.gz")
-    assert written.shape == (48, 48, 48) and np.array_equal(written.affine, np.diag([2, 2, 2, 1]))
+    assert written.shape == (32, 32, 32) and np.array_equal(written.affine, np.diag([2, 2, 2, 1]))
     with (tmp_path / "samples.csv").open() as file:
         assert [set(row) for row in csv.DictReader(file)] == [{"file", "voxels", "mean", "std"}] * 4
     run_workflow("evaluate", "evaluate_scans", "smoke", output_dir=str(tmp_path), **options, **paths)

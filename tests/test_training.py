@@ -248,7 +248,7 @@ def test_learning_rate(overrides):
         workflow.run()
         return seen
 
-    steps = {"image_size": 16, "train_size": 20, "train_batch_size": 1, "val_interval": 10, "lr": 1e-3}
+    steps = {"image_size": 32, "train_size": 20, "train_batch_size": 1, "val_interval": 10, "lr": 1e-3}
     first = rates(**steps)
     assert len(first) == 20
     assert first[0] == pytest.approx(1e-4) and first[2] == pytest.approx(1e-3)

@@ -14,7 +14,6 @@ BUNDLE_ROOT = Path("models/spheres_latent_diffusion")
 TRAINING = {"image_size": 32, "epochs": 1, "train_size": 8, "train_batch_size": 4, "val_size": 2, "val_interval": 1}
 
 TEST_CASE_TRAIN_AUTOENCODER = [["train_autoencoder"], TRAINING, ["model_autoencoder.pt"]]
-TEST_CASE_TRAIN_DECODER = [["train_autoencoder", "train_autoencoder_decoder"], TRAINING, ["model_autoencoder.pt"]]
 TEST_CASE_TRAIN_DIFFUSION = [["train_diffusion"], TRAINING, ["model.pt"]]
 TEST_CASE_INFERENCE = [
     ["inference"],
@@ -51,7 +50,7 @@ class TestSpheresLatentDiffusion(unittest.TestCase):
             written = {path.name for path in Path(output_dir).iterdir()}
             self.assertLessEqual(set(files), written)
 
-    @parameterized.expand([TEST_CASE_TRAIN_AUTOENCODER, TEST_CASE_TRAIN_DECODER, TEST_CASE_TRAIN_DIFFUSION])
+    @parameterized.expand([TEST_CASE_TRAIN_AUTOENCODER, TEST_CASE_TRAIN_DIFFUSION])
     def test_train(self, configs, override, files):
         """A training leaves its weights."""
         self.check("train", configs, override, files)

@@ -84,6 +84,8 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
             "classifier_epochs",
             "preview_size",
             "benchmark_size",
+            "block_size",
+            "latent_block_size",
             "latent_stride",
             "unet_stride",
         ),

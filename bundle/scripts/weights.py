@@ -18,11 +18,7 @@ logger = logging.getLogger(__name__)
 
 # Where the released weights lie in the bundle's folder, and where trainings write theirs by default.
 PLACES = {
-    "autoencoder_path": (
-        "models/model_autoencoder.pt",
-        "runs/autoencoder/model_autoencoder.pt",
-        "runs/decoder/model_autoencoder.pt",
-    ),
+    "autoencoder_path": ("models/model_autoencoder.pt", "runs/autoencoder/model_autoencoder.pt"),
     "model_path": ("models/model.pt", "runs/diffusion/model.pt"),
 }
 
@@ -36,7 +32,8 @@ def save_weights(network: nn.Module, path: str | os.PathLike, dtype: torch.dtype
         dtype: type that the parameters are rounded to in the file; buffers stay as they are.
     """
     rounded = {name: parameter.detach().to(dtype) for name, parameter in network.named_parameters()}
-    write_state(network.state_dict() | rounded, path)
+    # on the CPU, so that a machine without a GPU can read the file
+    write_state({name: value.cpu() for name, value in (network.state_dict() | rounded).items()}, path)
     logger.info("saved %s", path)
 
 
@@ -50,31 +47,26 @@ def write_state(weights: Mapping[str, Any], path: str | os.PathLike) -> None:
         raise PlainError(explain_full(path, cause)) from error
 
 
-def find_weights(
-    path: str | os.PathLike, key: str, bundle_root: str | os.PathLike, output_dir: str | os.PathLike | None = None
-) -> str:
+def find_weights(path: str | os.PathLike, key: str, bundle_root: str | os.PathLike) -> str:
     """Find the weights that a key stands for, and say which they are.
 
     Args:
-        path: value of the key: ``auto`` stands for the weights that were trained here last, if there are some, else the
+        path: value of the key: ``auto`` stands for the weights that were trained here, if there are some, else the
             released ones.
         key: name of the key.
         bundle_root: the bundle's folder.
-        output_dir: where this run itself writes weights, which it does not begin from.
 
     Returns:
         Path of the file.
     """
     if str(path) != "auto":
         return os.fspath(path)
-    released, *trained = (Path(bundle_root) / place for place in PLACES[key])
-    trained = [place for place in trained if output_dir is None or place.parent.resolve() != Path(output_dir).resolve()]
-    newest = max((place for place in trained if place.is_file()), key=lambda place: place.stat().st_mtime, default=None)
-    if newest is None:
-        logger.info("%s: %s, the released weights (there is no %s)", key, released, " or ".join(map(str, trained)))
-    else:
-        logger.info("%s: %s, trained here (--%s %s takes the released weights)", key, newest, key, released)
-    return str(newest or released)
+    released, trained = (Path(bundle_root) / place for place in PLACES[key])
+    if trained.is_file():
+        logger.info("%s: %s, trained here (--%s %s takes the released weights)", key, trained, key, released)
+        return str(trained)
+    logger.info("%s: %s, the released weights (there is no %s)", key, released, trained)
+    return str(released)
 
 
 def load_weights(network: nn.Module, path: str | os.PathLike, key: str) -> nn.Module:

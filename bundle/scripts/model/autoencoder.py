@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from monai.inferers import Inferer
+from monai.networks.utils import pixelshuffle, pixelunshuffle
 from monai.utils import CommonKeys
 from torch import nn
 
@@ -27,11 +29,18 @@ class VolumeAutoencoder(nn.Module):
     size, the scale stays readable, and the absolute value carries the deviation of the noise to first order. Centring
     it matters: off centre, it is almost a copy of the support.
 
+    The network works on blocks of voxels, so it needs no layers at full size, which cost the most. It is shown the mean
+    of each channel over a block: in a ball of white noise, little else of a block tells about the ball, and the share
+    of a block that is support tells where the surface passes through it. It returns the voxels of a block as channels.
+    Blocks of latents become channels too, which makes a network on them several times faster.
+
     It has the methods of a first stage that ``LatentDiffusionInferer`` asks for.
 
     Args:
         network: MONAI's ``AutoencoderKL``, or another network with its ``encode``, ``sampling`` and ``decode``, with
-            3 channels in and 3 out (see ``ZeroInflatedNormal.from_channels``).
+            3 channels in and 3 * block_size^3 out (see ``ZeroInflatedNormal.from_channels``).
+        block_size: voxels along each axis of a block; 1 lets the network see the volume itself.
+        latent_block_size: latents along each axis of a block of them; 1 leaves them as the network returns them.
         dtype: type of the network's activations: ``torch.float32``, or a shorter one for autocast.
         log_variance: initial logarithm of the posterior's variance. A new network draws its latents with unit
             variance, which buries the faint traces of ``a`` and ``b``; starting quiet lets the decoder find them.
@@ -44,15 +53,25 @@ class VolumeAutoencoder(nn.Module):
     channels = 3
 
     def __init__(
-        self, network: nn.Module, dtype: torch.dtype = torch.float32, log_variance: float | None = None
+        self,
+        network: nn.Module,
+        block_size: int = 1,
+        latent_block_size: int = 1,
+        dtype: torch.dtype = torch.float32,
+        log_variance: float | None = None,
     ) -> None:
         super().__init__()
-        for part, name in ((network.encoder, "in_channels"), (network.decoder, "out_channels")):
-            there = getattr(part, name)
-            if there != self.channels:
+        for there, name, expected in (
+            (network.encoder.in_channels, "in_channels", self.channels),  # type: ignore[union-attr]
+            (network.decoder.out_channels, "out_channels", self.channels * block_size**3),  # type: ignore[union-attr]
+        ):
+            if there != expected:
                 raise SettingError(
-                    f"autoencoder_def#{name}={there}: must be {self.channels}, for a {type(self).__name__}."
+                    f"autoencoder_def#{name}={there}: must be {expected}, for a {type(self).__name__} with "
+                    f"block_size={block_size}."
                 )
+        self.block_size = block_size
+        self.latent_block_size = latent_block_size
         # 3D convolutions on few channels run about twice as fast with the channels last.
         self.network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.dtype = dtype
@@ -73,9 +92,11 @@ class VolumeAutoencoder(nn.Module):
         Returns:
             Mean and standard deviation of the latents, each of shape (B, latent channels, d, h, w), float32.
         """
+        shown = F.avg_pool3d(self._show(x), self.block_size)
         with autocast(x, self.dtype):
-            mean, deviation = self.network.encode(self._show(x).contiguous(memory_format=torch.channels_last_3d))
-        return mean.float(), deviation.float()
+            encoded = self.network.encode(shown.contiguous(memory_format=torch.channels_last_3d))
+        mean, deviation = (pixelunshuffle(latents.float(), 3, self.latent_block_size) for latents in encoded)
+        return mean, deviation
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """Decode latents.
@@ -87,8 +108,10 @@ class VolumeAutoencoder(nn.Module):
             The channels of ``ZeroInflatedNormal.from_channels``, shape (B, 3, D, H, W), float32.
         """
         with autocast(z, self.dtype):
-            # Whoever reads one channel then reads consecutive voxels.
-            return self.network.decode(z).to(torch.float32, memory_format=torch.contiguous_format)
+            blocks = self.network.decode(pixelshuffle(z, 3, self.latent_block_size))
+        # Whoever reads one channel then reads consecutive voxels.
+        blocks = blocks.to(torch.float32, memory_format=torch.contiguous_format)
+        return pixelshuffle(blocks, 3, self.block_size)
 
     def reconstruct(self, x: torch.Tensor) -> torch.Tensor:
         """Decode the mean of the latents of volumes (B, 1, D, H, W): shape (B, 3, D, H, W)."""
@@ -119,7 +142,9 @@ class DeterministicAutoencoder(VolumeAutoencoder):
     downstream it is a distribution that always returns that value, with no voxel exactly 0.
 
     Args:
-        network: as for ``VolumeAutoencoder``, with 1 channel in and 1 out.
+        network: as for ``VolumeAutoencoder``, with 1 channel in and block_size^3 out.
+        block_size: as there.
+        latent_block_size: as there.
         dtype: as there.
 
     Attributes:

@@ -13,6 +13,7 @@ from torch import nn
 from ..checks import SettingError
 from ..environment import autocast
 from .autoencoder import VolumeAutoencoder
+from .diffusion import speed_up
 from .distributions import ZeroInflatedNormal
 from .scripting import TracedWhenScripted
 
@@ -49,13 +50,14 @@ class VolumeGenerator(TracedWhenScripted):
     ) -> None:
         super().__init__()
         self.diffusion_model = diffusion_model
+        speed_up(diffusion_model)
         self.autoencoder = autoencoder
-        latent_channels = autoencoder.network.latent_channels
+        latent_channels = autoencoder.network.latent_channels * autoencoder.latent_block_size**3
         for name in ("in_channels", "out_channels"):
             if getattr(diffusion_model, name) != latent_channels:
                 raise SettingError(
                     f"diffusion_def#{name}={getattr(diffusion_model, name)}: must be {latent_channels}, the "
-                    "latent_channels of autoencoder_def."
+                    "latent_channels of autoencoder_def in a block of latent_block_size^3."
                 )
         self.scale_factor: torch.Tensor
         self.register_buffer("scale_factor", torch.as_tensor(scale_factor))
@@ -78,7 +80,9 @@ class VolumeGenerator(TracedWhenScripted):
 
     def example_input(self) -> torch.Tensor:
         """Return noise for one volume, to trace with."""
-        return torch.zeros(1, self.diffusion_model.in_channels, 4, 4, 4, device=self.scale_factor.device)
+        size = 2 ** max(1, len(self.diffusion_model.block_out_channels) - 1)  # each level but one halves it
+        shape = (1, self.diffusion_model.in_channels, size, size, size)
+        return torch.zeros(shape, device=self.scale_factor.device)
 
     @property
     def scheduler(self) -> Scheduler:
