@@ -15,7 +15,8 @@ from recipes import read_results
 def bench_whole(steps: int = 8) -> Iterator[Row]:
     """Add up the default trainings from parts that are measured here: steps, encoding, validation."""
     first = load_config("train_autoencoder", train_size=8 * steps, epochs=1, val_interval=1000)
-    second = load_config("train_diffusion", train_size=64 * steps, val_size=256, epochs=1, val_interval=1000)
+    latents = 2 * load_config("train_diffusion", initialize=False).get("train_batch_size")
+    second = load_config("train_diffusion", train_size=latents, val_size=256, epochs=1, val_interval=1000)
     seconds = time_side_by_side(
         {
             "step": first.get_parsed_content("train#trainer").run,
@@ -23,17 +24,15 @@ def bench_whole(steps: int = 8) -> Iterator[Row]:
             "latents": second.get_parsed_content("train#trainer").run,
         }
     )
-    minutes = {}
-    for name, overlays in {"autoencoder": (), "decoder": ("train_autoencoder_decoder",)}.items():
-        config = load_config("train_autoencoder", *overlays)
-        epoch = config.get("train_size") / config.get("train_batch_size") * seconds["step"] / steps
-        minutes[name] = config.get("epochs") * (epoch + seconds["validation"]) / 60
+    config = load_config("train_autoencoder")
+    epoch = config.get("train_size") / config.get("train_batch_size") * seconds["step"] / steps
+    minutes = {"autoencoder": config.get("epochs") * (epoch + seconds["validation"]) / 60}
     config = load_config("train_diffusion")
-    encode, seen = encode_seconds(second), seconds["latents"] / (64 * steps)
+    encode, seen = encode_seconds(second), seconds["latents"] / latents
     minutes["diffusion"] = config.get("train_size") * (encode + config.get("epochs") * seen) / 60
-    most = 15 if torch.cuda.is_available() else 180
+    most = 15 if torch.cuda.is_available() else 60
     note = ", ".join(f"{name} {value:.0f}" for name, value in minutes.items())
-    note += "; from parts measured here, the decoder's steps counted as whole ones"
+    note += "; from parts measured here"
     yield Row("whole training", "both stages at their defaults", "min", sum(minutes.values()), most=most, note=note)
 
 
@@ -63,18 +62,19 @@ def bench_compute() -> Iterator[Row]:
     results = read_results()
     released = json.loads((BUNDLE / "models" / "fidelity.json").read_text())
     trainings, recipes = results["trainings"], results["recipes"]
+    first, second = (load_config(name, initialize=False) for name in ("train_autoencoder", "train_diffusion"))
+    volumes, latents = (config.get("epochs") * config.get("train_size") for config in (first, second))
     steps = {"autoencoder_short": 128, "autoencoder": 512}
     dice = [(count, 1 - trainings[name]["validation"]["dice"]) for name, count in steps.items()]
-    labels = {"flow, 25, a quarter of the steps": 512, "flow, 25": 2048}
-    curves = {
-        "1 - Dice of reconstructions, by autoencoder steps": [*dice, (5120, 1 - released["reconstruction"]["dice"])]
-    }
+    labels = {"flow, 25, a quarter of the steps": 512 * 64, "flow, 25": 2048 * 64}
+    dice.append((volumes / first.get("train_batch_size"), 1 - released["reconstruction"]["dice"]))
+    curves = {"1 - Dice of reconstructions, by autoencoder steps": dice}
     for name in ("valid", *STATISTICS):
         values = [(count, recipes[label]["volumes"][name]) for label, count in labels.items()]
-        values.append((24576, released["volumes"][name]["value"]))
+        values.append((latents, released["volumes"][name]["value"]))
         if name == "valid":
             values, name = [(count, 1 - value) for count, value in values], "share not valid"
-        curves[f"{name}, by diffusion steps"] = values
+        curves[f"{name}, by latents seen"] = values
     for what, points in curves.items():
         note = ", ".join(f"{count}: {value:.3g}" for count, value in points) + "; the last is the release"
         yield Row("compute", what, "at the end", points[-1][1], note=note, points=points)

@@ -26,8 +26,8 @@ RUNS = BUNDLE / "runs" / "recipes"
 RESULTS = Path(__file__).parent / "results" / "recipes.json"
 
 AUTOENCODER = "--train_size 4096 --epochs 1"
-DIFFUSION = "--train_size 8192 --epochs 16"
-SHORT = "--train_size 8192 --epochs 4 --val_interval 4"
+DIFFUSION = "--train_size 8192 --epochs 16 --train_batch_size 64"
+SHORT = "--train_size 8192 --epochs 4 --val_interval 4 --train_batch_size 64"
 EVALUATION = "--test_size 32 --diversity_size 2 --classifier_epochs 1 --num_samples 1000"
 
 # name: (config and overlays, options, names of what must be there first)
