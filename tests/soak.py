@@ -19,7 +19,7 @@ import psutil
 from commands import BUNDLE, CARRY_ON, Command, CommandServer, await_that, find_differences
 
 TINY = {"image_size": 32, "precision": "float32", "train_size": 8, "train_batch_size": 4, "val_size": 2}
-UNET = {"diffusion_def#channels": "[32]"}
+UNET = {"diffusion_def#channels": "[64]"}
 DATED = ("report.html", "run.json")
 
 
@@ -183,9 +183,10 @@ class Soak:
         return disturb
 
     def watch(self, command: Command) -> dict[str, int]:
-        """Return what a command holds: memory of its own in MB, open files, child processes."""
+        """Return what a command holds: its resident memory in MB, open files, child processes."""
         process = psutil.Process(command.pid)
-        memory = process.memory_full_info().uss
+        # not what is its own alone: that depends on whether a data worker, which shares its pages, is there at the moment
+        memory = process.memory_info().rss
         return {
             "memory_mb": round(memory / 1e6),
             "open_files": process.num_fds(),

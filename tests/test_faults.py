@@ -19,7 +19,7 @@ from scripts.training.resume import find_checkpoint
 
 # As small as it gets, so that an epoch takes a fraction of a second. The networks' weights fit any size of volume.
 FIRST = {**SMALL, "epochs": 3, "val_interval": 2, "keep_checkpoints": 2}
-SECOND = {**SMALL, "epochs": 4, "val_interval": 2, "diffusion_def#channels": "[32]"}
+SECOND = {**SMALL, "epochs": 4, "val_interval": 2, "diffusion_def#channels": "[64]"}
 
 
 def assert_same(folder: Path, expected: Path) -> None:
@@ -192,7 +192,7 @@ def test_stopped_autoencoder(server, tmp_path):
 
 def test_killed_inference(server, whole, tmp_path):
     """Volumes are whole or not there; a rerun writes the missing ones; another run's are set aside."""
-    settings = {"image_size": 32, "precision": "float32", "diffusion_def#channels": "[32]"}
+    settings = {"image_size": 32, "precision": "float32", "diffusion_def#channels": "[64]"}
     settings |= {"model_path": whole / "model.pt", "sample_batch_size": 1}
 
     def start(name: str, **more: Any) -> Command:
@@ -229,7 +229,7 @@ def test_without_network(server, whole, small_autoencoder, tmp_path):
     """No command looks up or connects to another machine, and each works where none can be reached."""
     weights = {"autoencoder_path": small_autoencoder, "model_path": whole / "model.pt"}
     sizes = {"image_size": 32, "precision": "float32"}
-    unet = {"diffusion_def#channels": "[32]", "num_inference_steps": 2}
+    unet = {"diffusion_def#channels": "[64]", "num_inference_steps": 2}
     for configs, settings in (
         (("data", "smoke"), {}),
         (("train_autoencoder", "smoke"), {**FIRST, "epochs": 1, "val_interval": 1, "num_workers": 1}),
