@@ -133,18 +133,17 @@ def test_data_preview_and_benchmark(tmp_path):
 
 
 def test_released_scores():
-    """Documents and metadata repeat the released scores, and name the two lines beyond their limit."""
-    assert FIDELITY["settings"]["num_samples"] == 1000 and FIDELITY["settings"]["num_inference_steps"] <= 10
+    """Documents and metadata repeat the released scores, and name the lines beyond their limit."""
+    assert FIDELITY["settings"]["num_samples"] == 10_000 and FIDELITY["settings"]["num_inference_steps"] <= 10
     volumes, found = FIDELITY["volumes"], FIDELITY["reconstruction"]
-    assert FIDELITY["failed"] == ["valid", "rim_fade"] and volumes["valid"]["value"] >= 0.985
-    assert "beyond their limit: valid, rim_fade" in (BUNDLE / "docs" / "fidelity.md").read_text()
-    assert max(volumes[f"ks_{name}"]["value"] for name in ("r", "cx", "cy", "cz", "a", "b")) <= 0.06
-    assert abs(volumes["rank_correlation"]["value"]) <= 0.1
-    assert abs(volumes["kurtosis"]["value"]) <= 0.05
-    assert max(abs(volumes[f"autocorrelation_{axis}"]["value"]) for axis in "xyz") <= 0.01
-    assert volumes["background"]["value"] == 0
-    assert found["dice"] >= 0.99 and found["mse_ratio"] <= 1.01 and found["ssim_ratio"] >= 0.99
-    assert found["a_rmse"] <= 0.03 and found["b_rmse"] <= 0.03
+    # all other lines hold their limit
+    assert set(FIDELITY["failed"]) <= {"valid", "ks_cx", "rank_correlation", "classifier"}
+    assert f"beyond their limit: {', '.join(FIDELITY['failed'])}" in (BUNDLE / "docs" / "fidelity.md").read_text()
+    assert volumes["valid"]["value"] >= 0.989 and volumes["classifier"]["value"] <= 0.61
+    assert max(volumes[f"ks_{name}"]["value"] for name in ("r", "cx", "cy", "cz", "a", "b")) <= 0.025
+    assert abs(volumes["rank_correlation"]["value"]) <= 0.06
+    assert found["dice"] >= 0.992 and found["mse_ratio"] <= 1.002 and found["ssim_ratio"] >= 0.997
+    assert found["a_rmse"] <= 0.01 and found["b_rmse"] <= 0.01
     assert tools.documents.main(["--check"]) == 0
 
 
@@ -163,7 +162,7 @@ def test_released_weights(tmp_path):
     for name in ("rim_mean", "rim_std", "kurtosis", "normal_ks", "rim_fade"):
         line, released = now["volumes"][name], FIDELITY["volumes"][name]
         assert line["value"] == pytest.approx(released["value"], abs=max(0.002, 5 * line["standard_error"])), name
-    assert now["volumes"]["valid"]["value"] >= 14 / 16  # of 16 volumes, each valid at 0.988, three fail once in 1,000
+    assert now["volumes"]["valid"]["value"] >= 14 / 16  # of 16 volumes, each valid at 0.99, three fail twice in 1,000
     expected = FIDELITY["volumes"]["dice_median"]["value"]
     assert now["volumes"]["dice_median"]["value"] == pytest.approx(expected, abs=2e-3)
 
