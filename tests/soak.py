@@ -185,7 +185,7 @@ class Soak:
     def watch(self, command: Command) -> dict[str, int]:
         """Return what a command holds: its resident memory in MB, open files, child processes."""
         process = psutil.Process(command.pid)
-        # not what is its own alone: that depends on whether a data worker, which shares its pages, is there at the moment
+        # not what is its own alone: that depends on whether a data worker, which shares its pages, is there just then
         memory = process.memory_info().rss
         return {
             "memory_mb": round(memory / 1e6),
