@@ -10,6 +10,7 @@ from conftest import (
     METADATA,
     ROOT,
     make_workflow,
+    parse_config,
     read_config,
     read_json,
     run_process,
@@ -223,6 +224,14 @@ def test_renamed_parts(one, other):
         return json.dumps(find(read_config(name), key)).replace("@validate#", "@").replace("@sample#", "@")
 
     assert text(*one) == text(*other)
+
+
+@pytest.mark.parametrize(("config", "copies"), [("train_autoencoder", 3), ("train_diffusion", 4)])
+def test_checkpoints_fit(config, copies):
+    """The checkpoints of a default training take less than 1 GB: weights, Adam's two moments, the average."""
+    parser = parse_config(config)
+    parameters = sum(parameter.numel() for parameter in parser.get_parsed_content("network_def").parameters())
+    assert 0.1e9 < parser["epochs"] * copies * 4 * parameters < 0.95e9
 
 
 def test_schedules_and_strides():

@@ -120,6 +120,8 @@ WRONG = [
         ("autoencoder_def#in_channels", 1, "must be 3"),
         ("autoencoder_def#out_channels", 3, "must be 192"),
     ),
+    ("train_diffusion", "encode_size", 0, POSITIVE),
+    ("train_diffusion", "encode_size", 17, "at most train_size=16"),
     ("train_diffusion", "diffusion_def#channels", [97], "multiple of norm_num_groups"),
     ("train_diffusion", "diffusion_def#in_channels", 5, "must be 32"),
     ("inference", "diffusion_def#out_channels", 5, "must be 32"),

@@ -70,6 +70,7 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
             "image_size",
             "epochs",
             "train_size",
+            "encode_size",
             "val_size",
             "test_size",
             "train_batch_size",
@@ -153,6 +154,7 @@ ARGUMENTS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 # Keys whose value may not exceed another's, where both are given, and how to name that one to the user.
 LIMITS = (
     ("train_batch_size", "train_size", "train_size={}"),
+    ("encode_size", "train_size", "train_size={}"),
     ("num_inference_steps", "num_train_timesteps", "num_train_timesteps={}"),
 )
 
