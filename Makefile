@@ -95,7 +95,7 @@ smoke: setup  ## train both stages, generate and evaluate, in a minute or two: t
 		--autoencoder_path runs/smoke/autoencoder/model_autoencoder.pt --model_path runs/smoke/diffusion/model.pt
 
 test: dev  ## the test suite, but for what needs a browser
-	$(BIN)/python -m pytest -m "not browser and not slow" -n 2
+	$(BIN)/python -m pytest -m "not browser and not slow" -n 2 --dist worksteal
 
 lowest: dev  ## the test suite with Python 3.10 and the lowest version of every package that pyproject.toml allows
 	$(BIN)/python tools/lowest.py > $(VENV)/lowest.txt

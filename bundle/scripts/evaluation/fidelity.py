@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -106,12 +107,18 @@ def score_parameters(measured: Mapping[str, np.ndarray], law: SphereLaw) -> dict
     }
 
 
+@lru_cache
+def _limit_ks(error_rate: float, count: int) -> float:
+    """Return what the statistic of so many true values exceeds at this rate; it is found by a search."""
+    return float(stats.kstwo.isf(error_rate, count))
+
+
 def _score_marginals(uniform: Mapping[str, np.ndarray]) -> dict[str, Line]:
     lines = {}
     for name, values in uniform.items():
         values = values[np.isfinite(values)]
         test = stats.kstest(values, "uniform")
-        limit = float(stats.kstwo.isf(ERROR_RATE, len(values)))
+        limit = _limit_ks(ERROR_RATE, len(values))
         lines[f"ks_{name}"] = Line(float(test.statistic), p_value=float(test.pvalue), count=len(values), limit=limit)
     return lines
 
