@@ -24,10 +24,13 @@ logger = logging.getLogger(__name__)
 class EncodedLatents(Dataset):
     """The latents of a dataset of volumes, encoded once.
 
-    The autoencoder is frozen, so one pass over the volumes gives the mean and deviation of their latents; a few
-    megabytes hold what would otherwise be encoded again in every epoch. The pass waits for the first item, or the scale
-    factor, to be read; of several processes each encodes its share. An item is a dictionary: under ``CommonKeys.IMAGE``
-    the mean of the scaled latents, shape (C, d, h, w); under ``deviation`` their deviation, alike; ``index``.
+    The autoencoder is frozen, so one pass over the volumes gives their latents; a few megabytes hold what would
+    otherwise be encoded again in every epoch. The pass waits for the first item, or the scale factor, to be read; of
+    several processes each encodes its share. An item is a dictionary: under ``CommonKeys.IMAGE`` the scaled latents,
+    shape (C, d, h, w); ``index``.
+
+    Of the autoencoder's posterior it takes the mean, not a draw. The draw's noise would be decoded too: it blurs radius
+    and centre by more than the decoder's own error, and a diffusion model that has learned it returns it.
 
     Args:
         data: volumes, (1, D, H, W) under ``CommonKeys.IMAGE``.
@@ -59,24 +62,22 @@ class EncodedLatents(Dataset):
         self.scale = torch.tensor(math.nan)
 
     @cached_property
-    def posterior(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation of the latents of all volumes, each (N, C, d, h, w); encodes them."""
+    def latents(self) -> torch.Tensor:
+        """The unscaled latents of all volumes, (N, C, d, h, w); encodes them."""
         device = next(self.autoencoder.parameters()).device
         # A generator of its own, for the pass must not change what a training draws around it.
         generator = torch.Generator()
         share = take_share(self.data)
         batches = DataLoader(share, self.batch_size, num_workers=self.num_workers, generator=generator)
-        means, deviations = [], []
+        latents = []
         self.autoencoder.eval()
         with torch.no_grad():
             for batch in tqdm(batches, "encoding", unit="batch", leave=False, disable=idist.get_rank() > 0):
-                mean, deviation = self.autoencoder.encode(take_volumes(batch, device))
+                mean, _ = self.autoencoder.encode(take_volumes(batch, device))
                 # Copied into numpy's memory: kept as they are, among the encoder's large activations, these small
                 # tensors fragment the host's memory: 22 GB of it over 8,192 volumes.
-                means.append(mean.cpu().numpy().copy())
-                deviations.append(deviation.cpu().numpy().copy())
-        mean, deviation = (gather_shares(torch.from_numpy(np.concatenate(parts))) for parts in (means, deviations))
-        return mean, deviation
+                latents.append(mean.cpu().numpy().copy())
+        return gather_shares(torch.from_numpy(np.concatenate(latents)))
 
     @cached_property
     def scale_factor(self) -> float:
@@ -84,9 +85,7 @@ class EncodedLatents(Dataset):
         if self.scaled_as is not None:
             factor = self.scaled_as.scale_factor
         else:
-            mean, deviation = self.posterior
-            # law of total variance: that of the means, and what each draw adds
-            factor = float((mean.double().var() + deviation.double().square().mean()).rsqrt())
+            factor = 1 / float(self.latents.double().std())
             logger.info("scale factor %.6f, over the latents of %d volumes", factor, len(self))
         self.scale.fill_(factor)
         return factor
@@ -108,9 +107,8 @@ class EncodedLatents(Dataset):
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         """Return the items of a batch, which ``DataLoader`` then asks for at once: several times faster."""
-        mean, deviation = (latents[indices] * self.scale_factor for latents in self.posterior)
-        rows = zip(mean, deviation, indices, strict=True)
-        return [{CommonKeys.IMAGE: m, "deviation": d, "index": index} for m, d, index in rows]
+        rows = zip(self.latents[indices] * self.scale_factor, indices, strict=True)
+        return [{CommonKeys.IMAGE: latents, "index": index} for latents, index in rows]
 
 
 class LatentNoise(Dataset):

@@ -12,14 +12,12 @@ import torch.nn.functional as F
 from monai.engines import VPredictionPrepareBatch
 from monai.inferers import Inferer
 from monai.networks.schedulers import RFlowScheduler, Scheduler
-from monai.utils import CommonKeys
 from torch import nn
 
 from ..distributed import draw_share, randn_share
 from ..environment import autocast
 
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
-LATENTS, NOISE = 0, 1  # what an item's fixed draws are for
 
 
 class AutocastInferer(Inferer):
@@ -50,8 +48,6 @@ class VelocityPrepareBatch(VPredictionPrepareBatch):
     Diffusion Models", appendix D); that of a rectified flow, from noise to data along straight lines, is data less
     noise (Liu et al. 2023, "Flow Straight and Fast", equation 1).
 
-    Latents that come with a ``deviation`` are drawn anew for each batch.
-
     Args:
         scheduler: adds the noise, a diffusion's scheduler of MONAI's or its ``RFlowScheduler``.
         num_train_timesteps: as the scheduler's.
@@ -72,23 +68,16 @@ class VelocityPrepareBatch(VPredictionPrepareBatch):
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor, tuple, dict]:
         """Prepare a batch of latents, as ``EncodedLatents`` has them: (latents, velocity, (), noise and timesteps)."""
-        batch = dict(batchdata)
         if self.fixed:
-            self.indices = batch["index"].tolist()
-        if "deviation" in batch:
-            mean, deviation = (batch[key].to(device) for key in (CommonKeys.IMAGE, "deviation"))
-            batch[CommonKeys.IMAGE] = mean + deviation * self._draw(deviation, LATENTS)
-        return super().__call__(batch, device, non_blocking, **kwargs)
-
-    def _draw(self, like: torch.Tensor, stream: int) -> torch.Tensor:
-        if not self.fixed:
-            return randn_share(like)
-        generators = (torch.Generator().manual_seed(2 * index + stream) for index in self.indices)
-        return torch.stack([torch.randn(like.shape[1:], generator=generator) for generator in generators]).to(like)
+            self.indices = batchdata["index"].tolist()
+        return super().__call__(dict(batchdata), device, non_blocking, **kwargs)
 
     def get_noise(self, images: torch.Tensor) -> torch.Tensor:
         """Return the noise for a batch of latents (B, C, d, h, w), of their shape."""
-        return self._draw(images, NOISE)
+        if not self.fixed:
+            return randn_share(images)
+        generators = (torch.Generator().manual_seed(index) for index in self.indices)
+        return torch.stack([torch.randn(images.shape[1:], generator=generator) for generator in generators]).to(images)
 
     def get_timesteps(self, images: torch.Tensor) -> torch.Tensor:
         """Return the timesteps for a batch of latents, shape (B,)."""
