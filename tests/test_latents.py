@@ -3,12 +3,10 @@
 import pytest
 import torch
 from conftest import BUNDLE, run_process
-from monai.networks.schedulers import RFlowScheduler
 from torch import nn
 from torch.utils.data import DataLoader
 
 from scripts.data.latents import EncodedLatents, LatentNoise
-from scripts.model.diffusion import VelocityPrepareBatch
 
 
 class Halves(nn.Module):
@@ -35,27 +33,18 @@ def dataset(volumes):
 
 
 def test_scale_factor_over_all(volumes, dataset):
+    """The latents have the deviation 1: the posterior's means, without its noise."""
     latents = EncodedLatents(dataset, Halves())
-    draws = volumes / 2 + 0.3 * torch.randn(200, *volumes.shape)
-    assert latents.scale_factor == pytest.approx(1 / draws.std().item(), rel=0.01)
-    items = [latents[i] for _ in range(50) for i in range(len(latents))]
-    scaled = torch.stack([item["image"] + item["deviation"] * torch.randn_like(item["deviation"]) for item in items])
-    assert scaled.std().item() == pytest.approx(1, abs=0.02)
+    assert latents.scale_factor == pytest.approx(1 / (volumes / 2).std().item())
+    scaled = torch.stack([latents[i]["image"] for i in range(len(latents))])
+    assert torch.allclose(scaled, volumes / volumes.std(), atol=1e-6)
 
 
-@pytest.mark.parametrize("fixed", [False, True])
-def test_encode_once_draw_afresh(volumes, dataset, fixed):
-    """Latents are drawn anew for each batch of a training; those of a validation are always the same draw."""
+def test_encode_once(volumes, dataset):
     autoencoder = Halves()
     loader = DataLoader(EncodedLatents(dataset, autoencoder), batch_size=8)
-    prepare = VelocityPrepareBatch(RFlowScheduler(num_train_timesteps=1000), 1000, fixed=fixed)
-    first, second = ([prepare(batch, "cpu")[0] for batch in loader] for _ in range(2))
-    assert autoencoder.calls == len(volumes) / 8
-    assert torch.equal(torch.cat(first), torch.cat(second)) == fixed
-    # the latents' own draws and no others: their deviation around the mean is the posterior's, at the common scale
-    mean = torch.cat([batch["image"] for batch in loader])
-    deviation = torch.cat([batch["deviation"] for batch in loader])
-    assert ((torch.cat(first) - mean) / deviation).std().item() == pytest.approx(1, abs=0.05)
+    first, second = (torch.cat([batch["image"] for batch in loader]) for _ in range(2))
+    assert autoencoder.calls == len(volumes) / 8 and torch.equal(first, second)
 
 
 def test_validation_latents_scaled(dataset):
@@ -73,7 +62,7 @@ def test_encoding_is_lazy(dataset):
     scale = latents.scale
     assert len(latents) == 64 and autoencoder.calls == 0 and scale.isnan()
     state = torch.random.get_rng_state()
-    latents.posterior  # noqa: B018
+    latents.latents  # noqa: B018
     assert torch.equal(state, torch.random.get_rng_state())  # a resumed training draws what it would have drawn
     latents[0]
     assert scale.item() == pytest.approx(latents.scale_factor)
@@ -121,7 +110,7 @@ class Watched(list):
             resident.append(psutil.Process().memory_info().rss)
         return volumes[index]
 
-EncodedLatents(Watched(range(320)), workflow.parser.get_parsed_content("autoencoder")).posterior
+EncodedLatents(Watched(range(320)), workflow.parser.get_parsed_content("autoencoder")).latents
 print(resident[-1] - resident[7])
 """
 

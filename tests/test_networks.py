@@ -160,12 +160,11 @@ SCHEDULERS = {
 def test_validation_noise_fixed(name):
     """Noise is the same in each validation, and timesteps are spread over all."""
     prepare = VelocityPrepareBatch(scheduler=SCHEDULERS[name], num_train_timesteps=1000, fixed=True)
-    batch = {"image": torch.randn(8, 4, 4, 4, 4), "deviation": torch.rand(8, 4, 4, 4, 4), "index": torch.arange(8)}
+    batch = {"image": torch.randn(8, 4, 4, 4, 4), "index": torch.arange(8)}
     first, second = prepare(batch), prepare(batch)
-    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
-    assert not torch.equal(first[0], batch["image"])
+    assert torch.equal(first[1], second[1]) and torch.equal(first[3]["noise"], second[3]["noise"])
     alone = prepare({name: values[5:6] for name, values in batch.items()})
-    assert torch.equal(alone[0], first[0][5:6]) and torch.equal(alone[1], first[1][5:6])  # whatever batch it is in
+    assert torch.equal(alone[1], first[1][5:6]) and torch.equal(alone[3]["noise"], first[3]["noise"][5:6])
     _, _, _, more = prepare({"image": torch.zeros(256, 4, 1, 1, 1), "index": torch.arange(256)})
     counts = torch.bincount(more["timesteps"] * 8 // 1000)
     assert len(counts) == 8 and (counts - 32).abs().max() <= 2
@@ -387,8 +386,8 @@ def test_second_stage_stays_on_device(overlays):
     network, average = training.get_parsed_content("network"), training.get_parsed_content("ema")
     for side in ("train", "validate"):
         prepare = training.get_parsed_content(f"{side}#prepare_batch")
-        batch = {name: torch.randn(2, 32, 2, 2, 2) for name in ("image", "deviation")}
-        images, target, args, more = prepare({**batch, "index": torch.arange(2)}, device)
+        batch = {"image": torch.randn(2, 32, 2, 2, 2), "index": torch.arange(2)}
+        images, target, args, more = prepare(batch, device)
         prediction = training.get_parsed_content(f"{side}#inferer")(images, network, *args, **more)
         loss = training.get_parsed_content("loss")(prediction, target)
         assert devices_in([images, target, args, more, prediction, loss]) == {"meta"}

@@ -199,7 +199,7 @@ def score_volumes(
         batch_size: volumes measured at a time.
         num_workers: processes that make the volumes.
         seed: of the volumes that diversity compares, and of the classifier.
-        device: where the classifier trains.
+        device: where the volumes are measured and the classifier trains.
         training: the volumes that a training saw, of which ``volumes`` may be copies; ``None`` for no such test.
 
     Returns:
@@ -208,7 +208,7 @@ def score_volumes(
     lines: dict[str, Line] = {}
     measured: dict[str, np.ndarray] = {}
     if law is not None:
-        measured = measure_dataset(volumes, batch_size, num_workers, tolerance)
+        measured = measure_dataset(volumes, batch_size, num_workers, tolerance, device)
         lines |= score_parameters(measured, law)
     if reference is not None:
         lines |= score_diversity(volumes, reference, data_range, diversity_size, seed)

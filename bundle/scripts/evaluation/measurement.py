@@ -179,7 +179,11 @@ def split_columns(table: torch.Tensor) -> dict[str, np.ndarray]:
 
 
 def measure_dataset(
-    volumes: Dataset, batch_size: int = 16, num_workers: int = 0, tolerance: float = 0.0
+    volumes: Dataset,
+    batch_size: int = 16,
+    num_workers: int = 0,
+    tolerance: float = 0.0,
+    device: torch.device | str = "cpu",
 ) -> dict[str, np.ndarray]:
     """Measure every volume of a dataset.
 
@@ -188,11 +192,12 @@ def measure_dataset(
         batch_size: volumes measured at a time.
         num_workers: processes that make the volumes.
         tolerance: see ``measure_spheres``.
+        device: where they are measured.
 
     Returns:
         Arrays of shape (N,) under the names of ``COLUMNS``.
     """
     metric = SphereMetric(tolerance)
     for batch in tqdm(DataLoader(volumes, batch_size, num_workers=num_workers), desc="measuring", leave=False):
-        metric(batch[CommonKeys.IMAGE])
+        metric(batch[CommonKeys.IMAGE].to(device))
     return metric.aggregate()
