@@ -100,7 +100,7 @@ class VelocityPrepareBatch(VPredictionPrepareBatch):
 
 
 @lru_cache
-def _find_taps(grid: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+def _find_taps(grid: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     """Find which of the 27 taps of a kernel joins each output of a grid to each input.
 
     Returns:
@@ -120,20 +120,33 @@ class SmallConv3d(nn.Conv3d):
     now and then returns gradients that are not finite. Larger grids, other devices and exporters take the usual way.
     """
 
+    _kept: tuple[object, torch.Tensor] | None = None  # the matrix of the last call without gradients, and of what it is
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve (B, C, d, h, w)."""
-        grid = x.shape[2:]
+        grid = tuple(x.shape[2:])
         exporting = torch.jit.is_tracing() or torch.compiler.is_compiling()
         if exporting or x.device.type != "cpu" or max(grid) > 2:
             return super().forward(x)
+        y = (x.reshape(len(x), -1) @ self._make_matrix(grid, x.dtype)).view(len(x), self.out_channels, *grid)
+        return y if self.bias is None else y + self.bias.view(-1, 1, 1, 1).to(y.dtype)
+
+    def _make_matrix(self, grid: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Spread the kernel over a matrix of (inputs, outputs) on a grid."""
+        learns = torch.is_grad_enabled()
+        # a sampler calls the same weights again and again, and making the matrix takes longer than multiplying with it
+        made_of = (grid, dtype, self.weight.data_ptr(), self.weight._version)
+        if not learns and self._kept is not None and self._kept[0] == made_of:
+            return self._kept[1]
         outputs, inputs, count = self.out_channels, self.in_channels, math.prod(grid)
-        taps, ones = _find_taps(tuple(grid))
+        taps, ones = _find_taps(grid)
         weight = self.weight.reshape(outputs * inputs, 27)
         # an index is faster, but its backward is slow
-        picked = weight @ ones if torch.is_grad_enabled() else weight[:, taps]
+        picked = weight @ ones if learns else weight[:, taps]
         matrix = picked.view(outputs, inputs, count, count).permute(1, 3, 0, 2).reshape(inputs * count, outputs * count)
-        y = (x.reshape(len(x), -1) @ matrix.to(x.dtype)).view(len(x), outputs, *grid)
-        return y if self.bias is None else y + self.bias.view(-1, 1, 1, 1).to(y.dtype)
+        matrix = matrix.to(dtype)
+        self._kept = None if learns else (made_of, matrix)
+        return matrix
 
 
 def speed_up(network: nn.Module) -> nn.Module:
