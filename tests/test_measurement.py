@@ -72,7 +72,7 @@ def test_invalid_with_reason(volume, reason):
 def test_fit_of_cut_ball():
     """A ball that the grid cuts off is fitted at its true place."""
     # The centroid of what is left is a voxel off; maximum likelihood knows that there is nothing to see outside.
-    fit = fit_ball(ball(20, cx=17)[None])[0]
+    fit = fit_ball(ball(20, cx=17).float())
     assert fit.tolist() == pytest.approx([20, 17, 32, 32], abs=0.1)
 
 

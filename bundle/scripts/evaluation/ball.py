@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 
@@ -13,54 +13,63 @@ import torch
 COARSE_WIDTHS, FINE_WIDTHS = (2.0, 1.0, 0.5), (0.3, 0.2)
 
 
-def grid_of(shape: Sequence[int], device: torch.device) -> list[torch.Tensor]:
-    """Centres of the voxels along each axis, shaped to broadcast over (B, D, H, W)."""
-    axes = [torch.arange(size, device=device) + 0.5 for size in shape]
-    return [axis.view([-1 if i == j else 1 for j in range(4)]) for i, axis in enumerate(axes, start=1)]
+@lru_cache
+def _grid_of(shape: tuple[int, ...], step: int, device: torch.device) -> torch.Tensor:
+    """Centres of every ``step``-th voxel along each axis, shape (3, voxels)."""
+    axes = [torch.arange(0, size, step, device=device) + 0.5 for size in shape]
+    return torch.stack(torch.meshgrid(axes, indexing="ij")).flatten(1)
 
 
-def distances(ball: torch.Tensor, grid: list[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Offsets from the centres along each axis, and distances (B, D, H, W); ``ball``: (B, 4) as r, cx, cy, cz."""
-    offsets = [axis - ball[:, k].view(-1, 1, 1, 1).float() for k, axis in enumerate(grid, start=1)]
-    return offsets, (offsets[0] ** 2 + offsets[1] ** 2 + offsets[2] ** 2).sqrt_().clamp_min_(1e-3)
+def distances(ball: torch.Tensor, shape: tuple[int, ...], step: int = 1) -> torch.Tensor:
+    """Distances of the voxels of a volume from the centre of ``ball``, shape (4,) as r, cx, cy, cz: shape (voxels,)."""
+    x, y, z = (
+        torch.arange(0, size, step, device=ball.device) + 0.5 - centre
+        for size, centre in zip(shape, ball[1:].float(), strict=True)
+    )
+    squares = (x**2)[:, None, None] + (y**2)[:, None] + z**2
+    return squares.flatten().sqrt_().clamp_min_(1e-3)
 
 
-def _fisher_step(ball: torch.Tensor, support: torch.Tensor, grid: list[torch.Tensor], tau: float) -> torch.Tensor:
-    """One step of Fisher scoring, Newton's method with the expected Hessian: the change of ``ball``, (B, 4)."""
-    offsets, distance = distances(ball, grid)
-    p = torch.sigmoid((ball[:, 0].view(-1, 1, 1, 1).float() - distance) / tau)
+def _fisher_step(ball: torch.Tensor, support: torch.Tensor, step: int, tau: float) -> torch.Tensor:
+    """One step of Fisher scoring, Newton's method with the expected Hessian: the change of ``ball``, (4,)."""
+    distance = distances(ball, tuple(support.shape), step)
+    p = torch.sigmoid((ball[0].float() - distance) / tau)
+    residual = support[::step, ::step, ::step].flatten() - p
+    # all the others, far from the surface and on its right side, add next to nothing to the sums
+    telling = (residual.abs() > 1e-5).nonzero().squeeze(1)
+    distance, p, residual = distance[telling], p[telling], residual[telling]
+    offsets = _grid_of(tuple(support.shape), step, support.device)[:, telling] - ball[1:, None].float()
     # score and Fisher information: sums over the voxels of d logit / d(r, c) = (1, (x - c) / d) / tau
-    jacobian = torch.stack([torch.ones_like(distance), *(offset / distance for offset in offsets)], dim=1).flatten(2)
-    score = jacobian @ (support.float() - p).flatten(1).unsqueeze(-1) / tau
-    information = (jacobian * (p * (1 - p)).flatten(1).unsqueeze(1)) @ jacobian.mT / tau**2
+    jacobian = torch.cat([torch.ones_like(distance)[None], offsets / distance])
+    score = jacobian @ residual / tau
+    information = (jacobian * (p * (1 - p))) @ jacobian.T / tau**2
     ridge = 1e-3 * torch.eye(4, dtype=torch.float64, device=ball.device)
-    step = torch.linalg.solve(information.double() + ridge, score.double()).squeeze(-1)
+    change = torch.linalg.solve(information.double() + ridge, score.double())
     # a support that is no ball may ask for leaps; a real one is a fraction of a voxel away
-    return step.clamp(-2.0, 2.0)
+    return change.clamp(-2.0, 2.0)
 
 
 def fit_ball(support: torch.Tensor) -> torch.Tensor:
-    """Fit a ball to each support by maximum likelihood.
+    """Fit a ball to a support by maximum likelihood.
 
     The model: each voxel is foreground with probability sigmoid((r - d) / tau), independently; tau is a small constant.
     Fisher scoring starts from the support's moments: the radius of the ball of the same volume, the centroid.
 
     Args:
-        support: boolean, shape (B, D, H, W).
+        support: 1 in it and 0 outside, shape (D, H, W), float32.
 
     Returns:
-        r, cx, cy, cz in voxels, shape (B, 4), float64; NaN for an empty support.
+        r, cx, cy, cz in voxels, shape (4,), float64; NaN for an empty support.
     """
-    grid = grid_of(support.shape[1:], support.device)
-    count = support.sum(dim=(1, 2, 3)).double()
-    centroid = []
-    for k, axis in enumerate(grid, start=1):
-        profile = support.sum(dim=[other for other in (1, 2, 3) if other != k])
-        centroid.append((profile * axis.flatten()).sum(dim=1) / count)
-    ball = torch.stack([(count * 3 / (4 * math.pi)) ** (1 / 3), *centroid], dim=1)
-    coarse = [axis[:, ::2, ::2, ::2] for axis in grid]
-    for tau in COARSE_WIDTHS:
-        ball = ball + _fisher_step(ball, support[:, ::2, ::2, ::2], coarse, tau)
-    for tau in FINE_WIDTHS:
-        ball = ball + _fisher_step(ball, support, grid, tau)
-    return torch.where(count[:, None] > 0, ball, torch.nan)
+    count = support.sum().double()  # exact up to 2^24 voxels
+    if count == 0:
+        return torch.full((4,), torch.nan, dtype=torch.float64, device=support.device)
+    centroid = [
+        (support.sum(dim=others) * (torch.arange(size, device=support.device) + 0.5)).sum() / count
+        for size, others in zip(support.shape, ((1, 2), (0, 2), (0, 1)), strict=True)
+    ]
+    ball = torch.stack([(count * 3 / (4 * math.pi)) ** (1 / 3), *centroid])
+    for step, widths in ((2, COARSE_WIDTHS), (1, FINE_WIDTHS)):
+        for tau in widths:
+            ball = ball + _fisher_step(ball, support, step, tau)
+    return ball

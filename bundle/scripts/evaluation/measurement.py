@@ -12,7 +12,7 @@ from scipy import ndimage
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from .ball import distances, fit_ball, grid_of
+from .ball import distances, fit_ball
 
 PARAMETERS = ("r", "cx", "cy", "cz", "a", "b")
 
@@ -36,21 +36,11 @@ COLUMNS = (
 BACKGROUND_MARGIN = 4.0
 
 
-def _count_components(support: torch.Tensor) -> torch.Tensor:
-    """Number of connected components (faces touching) of each support (B, D, H, W)."""
-    counts = [ndimage.label(item)[1] for item in support.cpu().numpy()]
-    return torch.tensor(counts, dtype=torch.float64, device=support.device)
-
-
-def _normal_ks(z: torch.Tensor, support: torch.Tensor) -> torch.Tensor:
-    """Largest distance of the distribution of ``z`` in each support from the standard normal one, (B,)."""
+def _normal_ks(z: torch.Tensor) -> torch.Tensor:
+    """Largest distance of the distribution of ``z``, shape (N,), from the standard normal one."""
     edges = torch.linspace(-4, 4, 257, dtype=torch.float64, device=z.device)[1:]
-    distances = []
-    for values, inside in zip(z, support, strict=True):
-        values = values[inside].clamp(-4, 4)
-        share = torch.histc(values, bins=256, min=-4, max=4).double().cumsum(0) / len(values)
-        distances.append((share - torch.special.ndtr(edges)).abs()[:-1].max())
-    return torch.stack(distances)
+    share = torch.histc(z.clamp(-4, 4), bins=256, min=-4, max=4).double().cumsum(0) / len(z)
+    return (share - torch.special.ndtr(edges)).abs()[:-1].max()
 
 
 def measure_values(volumes: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -96,52 +86,57 @@ def measure_spheres(volumes: torch.Tensor, tolerance: float = 0.0) -> dict[str, 
         An empty volume has NaN for what it has not, and 0 ``dice``, ``components`` and ``voxels``; a volume with voxels
         that are NaN or infinite has NaN for ``a``, ``b`` and its texture.
     """
-    values = volumes[:, 0].float()
+    rows = [_measure_sphere(values, tolerance) for values in volumes[:, 0].float()]
+    return {name: torch.stack([row[name] for row in rows]).double() for name in COLUMNS}
+
+
+def _measure_sphere(values: torch.Tensor, tolerance: float) -> dict[str, torch.Tensor]:
+    """Measure one volume (D, H, W), which fits a processor's cache where a batch does not."""
     support = values.abs() > tolerance if tolerance > 0 else values != 0
-    spatial = (1, 2, 3)
-    count = support.sum(dim=spatial).double()
-    ball = fit_ball(support)
-    _, distance = distances(torch.nan_to_num(ball), grid_of(support.shape[1:], support.device))
-    r = torch.nan_to_num(ball[:, 0]).float().view(-1, 1, 1, 1)
-    fitted = distance <= r
-    overlap = (fitted & support).sum(dim=spatial).double()
-    dice = torch.where(count > 0, 2 * overlap / (fitted.sum(dim=spatial) + count).clamp_min(1), 0.0)
+    ball = fit_ball(support.float())
+    distance = distances(torch.nan_to_num(ball), tuple(support.shape))
+    r = torch.nan_to_num(ball[0]).float()
+    places = support.flatten().nonzero().squeeze(1)
+    # the values, and how far they are from the centre
+    inside, apart = values.flatten()[places].double(), distance[places]
+    count = inside.new_tensor(len(places))
+    dice = 2 * (apart <= r).count_nonzero() / ((distance <= r).count_nonzero() + count).clamp_min(1)
     outside = distance > r + BACKGROUND_MARGIN
-    background = (outside & support).sum(dim=spatial).double() / outside.sum(dim=spatial)
+    background = outside[places].count_nonzero() / outside.count_nonzero().double()
 
-    def average(x: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-        return (x * where).sum(dim=spatial).double() / where.sum(dim=spatial)
-
-    a = average(values, support)
+    a = inside.mean()
     a = torch.where(a.isfinite(), a, torch.nan)
-    b = average((values - a.float().view(-1, 1, 1, 1)) ** 2, support).sqrt()
-    z = (values - a.float().view(-1, 1, 1, 1)) / b.float().view(-1, 1, 1, 1) * support
-    # a constant ball has no texture (0 / 0, and x / 0 outside it); one that is not finite stays NaN
-    z = torch.where(a.isfinite().view(-1, 1, 1, 1), torch.nan_to_num(z, posinf=0.0, neginf=0.0), torch.nan)
-    z2 = z * z
+    b = (inside - a).square().mean().sqrt()
+    z = (inside - a) / b
+    # a constant ball has no texture (0 / 0); one that is not finite stays NaN
+    z = torch.where(a.isfinite(), torch.nan_to_num(z, posinf=0.0, neginf=0.0), torch.nan)
+    placed = torch.zeros(values.numel(), device=values.device)
+    placed[places] = z.float()
+    placed = placed.view(values.shape)
 
     def autocorrelate(axis: int) -> torch.Tensor:
-        first, second = (slice(None),) * axis + (slice(-1),), (slice(None),) * axis + (slice(1, None),)
-        return average(z[first] * z[second], support[first] & support[second])
+        size = support.shape[axis] - 1
+        first, second = (x.narrow(axis, 0, size) * x.narrow(axis, 1, size) for x in (placed, support))
+        return first.sum().double() / second.count_nonzero()
 
-    inner = support & (distance <= r / 2 ** (1 / 3))
-    outer = support & ~inner
-    mean_inner, mean_outer = average(z, inner), average(z, outer)
-    std_inner = (average(z2, inner) - mean_inner**2).sqrt()
-    std_outer = (average(z2, outer) - mean_outer**2).sqrt()
+    def deviate(x: torch.Tensor) -> torch.Tensor:
+        return (x - x.mean()).square().mean().sqrt()
+
+    is_inner = apart <= r / 2 ** (1 / 3)
+    inner, outer = z[is_inner], z[~is_inner]
     return {
-        **dict(zip(("r", "cx", "cy", "cz"), ball.unbind(1), strict=True)),
+        **dict(zip(("r", "cx", "cy", "cz"), ball, strict=True)),
         "a": a,
         "b": b,
         "dice": dice,
-        "components": _count_components(support),
+        "components": count.new_tensor(ndimage.label(support.cpu().numpy())[1]),
         "voxels": count,
         "background": background,
-        "normal_ks": _normal_ks(z, support),
-        "kurtosis": average(z2 * z2, support) - 3,
-        **{f"autocorrelation_{name}": autocorrelate(axis) for axis, name in enumerate("xyz", start=1)},
-        "rim_mean": mean_outer - mean_inner,
-        "rim_std": std_outer / std_inner - 1,
+        "normal_ks": _normal_ks(z),
+        "kurtosis": (z**4).mean() - 3,
+        **{f"autocorrelation_{name}": autocorrelate(axis) for axis, name in enumerate("xyz")},
+        "rim_mean": outer.mean() - inner.mean(),
+        "rim_std": deviate(outer) / deviate(inner) - 1,
     }
 
 
