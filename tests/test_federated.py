@@ -40,6 +40,7 @@ def test_client_rounds(stage, small_settings, tmp_path, monkeypatch, bundle_stay
         if stage == "train_diffusion" and done == 1:
             # the average that this training validates: it has forgotten the weights from before the client's steps
             average = client.train_workflow.evaluator.network.state_dict()
+            average = {name: value.cpu() for name, value in average.items()}
             distance, passed = (sum((x[name] - weights[name]).norm() for name in server) for x in (average, server))
             assert 0 < distance < 0.1 * passed
         scored = client.evaluate(ExchangeObject(weights=weights)).metrics

@@ -142,7 +142,7 @@ def test_backend_runs_all(tmp_path):
 
 def test_tutorial_sizes(tmp_path):
     """Networks of the tutorial's own sizes are built and take a step."""
-    sizes = {"image_size": 16, "epochs": 1, "train_size": 1, "train_batch_size": 1, "val_size": 1}
+    sizes = {"image_size": 16, "epochs": 1, "train_size": 1, "train_batch_size": 1, "val_size": 1, "device": "cpu"}
     path = str(tmp_path / "autoencoder.pt")
     for stage, weights in (("train_autoencoder", {}), ("train_diffusion", {"autoencoder_path": path})):
         folder = str(tmp_path / stage)

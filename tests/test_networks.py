@@ -21,7 +21,7 @@ from scripts.model.sampler import AdamsBashforthScheduler
 
 @pytest.fixture(scope="module")
 def autoencoder() -> VolumeAutoencoder:
-    return parse_config("train_autoencoder").get_parsed_content("network")
+    return parse_config("train_autoencoder", device="cpu").get_parsed_content("network")
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ def weights_of(network):
 
 
 def same(first, second):
-    return all(torch.equal(value, second[name]) for name, value in first.items())
+    return all(torch.equal(value.cpu(), second[name].cpu()) for name, value in first.items())
 
 
 @pytest.mark.parametrize("stage", STAGES)
