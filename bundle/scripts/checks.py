@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import tempfile
@@ -37,6 +38,12 @@ def is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def suggest(name: str, names: Iterable[str]) -> str:
+    """End a sentence about a name that is unknown: with the nearest of the known ones, if one is near."""
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {close[0]}?" if close else "."
+
+
 def _is_writable(path: Any) -> bool:
     if not isinstance(path, (str, os.PathLike)) or not str(path):
         return False
@@ -57,6 +64,14 @@ def _is_numbers(value: Any, count: int) -> bool:
 
 def _is_spacing(value: Any) -> bool:
     return _is_numbers(value, 3) and min(value) > 0
+
+
+def _is_request(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(key, str) and is_number(value[key]) for key in value)
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(name, str) and name for name in value)
 
 
 _POSITIVE_INTEGER = (lambda value: is_integer(value) and value > 0, "a positive integer")
@@ -85,6 +100,7 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
             "classifier_epochs",
             "preview_size",
             "benchmark_size",
+            "sweep_steps",
             "block_size",
             "latent_block_size",
             "latent_stride",
@@ -128,6 +144,16 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         ("autoencoder_path", "model_path"),
         (lambda value: isinstance(value, (str, os.PathLike)), "the path of a file of weights"),
     ),
+    "conditions": (
+        lambda value: _are_names(value) and len({*value}) == len(value),
+        "a list of names, none of them twice, as ['r', 'a']",
+    ),
+    "ask": (_is_request, "names and numbers, as {'r': 20, 'a': 0.3}"),
+    "requests": (
+        lambda value: isinstance(value, (str, os.PathLike)),
+        "empty, or a CSV or JSON file with a row for each volume",
+    ),
+    "guidance": (lambda value: is_number(value) and value >= 0, "a number of at least 0; 1 is no guidance"),
     "output_dir": _WRITABLE,
     "ckpt_dir": _WRITABLE,
     "output_path": (

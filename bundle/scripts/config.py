@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import itertools
 import json
@@ -19,7 +18,7 @@ import torch
 from monai.bundle import DEFAULT_MLFLOW_SETTINGS, ConfigParser, ConfigWorkflow
 from monai.utils import ensure_tuple, optional_import
 
-from .checks import ARGUMENTS, RULES, SettingError, check_settings
+from .checks import ARGUMENTS, RULES, SettingError, check_settings, suggest
 from .command_line import end_plainly, on_command_line
 from .environment import select_device
 
@@ -83,11 +82,6 @@ def _find_caller(kind: type[Caller]) -> Caller | None:
     return None
 
 
-def _suggest(name: str, names: Any) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean {close[0]}?" if close else "."
-
-
 def _check_processes(environment: Mapping[str, str], config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Refuse to be one of several processes, as torchrun starts them, that do not share the work or can't.
 
@@ -147,14 +141,16 @@ def _check_names(config: Mapping[str, Any]) -> None:
         known = known or (config.get("any_config") is True and name in RULES)
         if plain and not known and not re.search(rf"@{re.escape(name)}\b", text):
             others = [key for key in names[:own] if key in RULES]
-            raise SettingError(f"{name}={config[name]!r}: no such key in this config{_suggest(name, others)}")
+            raise SettingError(f"{name}={config[name]!r}: no such key in this config{suggest(name, others)}")
     sections = {name: part for name, part in config.items() if isinstance(part, dict) and not name.startswith("_")}
     for name, part in sections.items():
+        if name in RULES:  # a value that is a dictionary, as a request's
+            continue
         for key, value in part.items() if "_target_" not in part else ():
             if not isinstance(value, dict | list) and not re.search(
                 rf"@{re.escape(name)}(#|::){re.escape(key)}\b", text
             ):
-                raise SettingError(f"{name}#{key}={value!r}: no such key in this config{_suggest(key, part)}")
+                raise SettingError(f"{name}#{key}={value!r}: no such key in this config{suggest(key, part)}")
 
 
 def _components(value: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -194,7 +190,7 @@ def _check_arguments(config: Mapping[str, Any], parser: ConfigParser) -> None:
                 raise SettingError(f"{key}#{argument}={value!r}: must be {allowed}.")
             if not argument.startswith("_") and argument not in parameters:
                 raise SettingError(
-                    f"{key}#{argument}={value!r}: {name} has no such argument{_suggest(argument, parameters)}"
+                    f"{key}#{argument}={value!r}: {name} has no such argument{suggest(argument, parameters)}"
                 )
 
 
