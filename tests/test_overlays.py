@@ -5,8 +5,9 @@ from conftest import CONFIGS, SMALL, find_mistake, make_workflow, read_config, r
 from documents import read_overlays
 
 PAIRS = read_overlays()
-# These have tests of their own: test_exports.py, test_generative.py, test_scans.py.
+# These have tests of their own: test_exports.py, test_generative.py, test_scans.py, test_conditional.py.
 ELSEWHERE = {"inference_export", "inference_convert", "generative", "tutorial", "evaluate_scans"}
+ELSEWHERE |= {"conditional", "evaluate_conditional", "inference_sweep"}
 
 
 def test_table_names_every_overlay():

@@ -129,6 +129,18 @@ WRONG = [
     ("inference", "latent_shape", [32, 8, 8, 8], "[2, 2, 2]"),
     ("train_diffusion", "latent_stride", 16, "must be 32"),
     ("inference", "num_train_timesteps", 10, "must be 1000"),
+    # conditions
+    ("inference", "ask", "r=20", "names and numbers"),
+    ("inference", "requests", 3, "a CSV or JSON file"),
+    ("inference", "requests", "spheres.csv", "these networks know no conditions"),
+    ("inference", "guidance", -1, "of at least 0"),
+    ("inference", "guidance", 1.5, "must be 1"),
+    *each(("train_diffusion", "inference", "evaluate"), ("conditions", "r", "a list of names")),
+    ("train_diffusion", "conditions", ["r", "r"], "none of them twice"),
+    ("train_diffusion", "conditions", ["r"], "with configs/conditional.json"),
+    ("train_diffusion+conditional", "conditions", [3], "a list of names"),
+    ("inference+conditional+inference_sweep", "sweep_steps", 0, POSITIVE),
+    ("evaluate+conditional+evaluate_conditional", "num_samples", 0, POSITIVE),
     # overlays
     ("train_autoencoder+train_autoencoder_gan", "adversarial_weight", -1, "at least 0"),
     ("train_autoencoder+train_autoencoder_gan", "discriminator_lr", 0, "above 0"),
