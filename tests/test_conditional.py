@@ -167,7 +167,8 @@ def test_weights_know_their_conditions(conditional_weights, smoke):
 def test_ask_for_all(generate):
     """What was asked stands in the table beside what was measured, and makes another volume."""
     free, asked = generate(), generate(ask={"r": 10, "a": 0.25})
-    assert len(read_table(free)[0]) == 17 and not np.array_equal(volumes_in(free), volumes_in(asked))
+    assert not any("asked" in name for name in read_table(free)[0])
+    assert not np.array_equal(volumes_in(free), volumes_in(asked))
     for row in read_table(asked):
         assert (row["r_asked"], row["a_asked"]) == ("10.0", "0.25") and "b_asked" not in row
         for name, value in (("r", 10), ("a", 0.25)):
@@ -326,7 +327,7 @@ def test_control_of_real_spheres():
         wrong = score_control({**measured, name: measured[name] + shift}, asked)
         assert [key for key, line in wrong.items() if not line.ok] == [f"rmse_{name}"]
         assert wrong[f"bias_{name}"].value == pytest.approx(shift, abs=0.02)
-        assert wrong[f"error_{name}"].value > abs(shift)
+        assert wrong[f"error_{name}"].value == pytest.approx(abs(shift), rel=0.5)
     # a volume without a sphere counts as not valid, and has no error
     empty = {name: np.where(np.arange(48) == 5, np.nan, values) for name, values in measured.items()}
     assert score_control(empty, asked)["rmse_r"].count == 47
@@ -342,7 +343,7 @@ def test_evaluate_conditional(conditional_weights, tmp_path):
         rmse = {name.removeprefix("rmse_") for name in case["real"] if name.startswith("rmse_")}
         assert rmse == set(case["asked"])
         assert all(line["ok"] for name, line in case["real"].items() if "ok" in line and name in ("valid", "rmse_r"))
-        assert {"valid", "background"} & set(case["volumes"])
+        assert "valid" in case["volumes"]
     assert {case["guidance"] for case in found["cases"]} == {1.0, 1.5, 3.0}
     assert (tmp_path / "control.png").stat().st_size > 1e4
     page = (tmp_path / "report.html").read_text()
