@@ -23,8 +23,8 @@ from scripts.evaluation.table import LABELS, format_table, format_verdict
 from .format_json import format_json
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "README.zh-CN.md")
-DOCUMENTS += tuple(f"bundle/docs/{name}.md" for name in ("README", "fidelity", "conditional"))
+PAGES = ("README", "fidelity", "conditional")
+DOCUMENTS = ("README.md", "README.zh-CN.md", *(f"bundle/docs/{name}.md" for name in PAGES))
 
 # Rows of the table of reconstructions: label, metric, and the metric or value of a perfect denoiser.
 RECONSTRUCTION = (

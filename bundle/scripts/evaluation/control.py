@@ -211,10 +211,11 @@ def write_control(path: str | os.PathLike, cases: Sequence[Case], settings: Mapp
         cases: as ``evaluate_control`` returns them.
         settings: what the evaluation was run with.
     """
-    result = {"settings": dict(settings), "cases": [case.as_dict() for case in cases]}
+    found = [case.as_dict() for case in cases]
+    result = {"settings": dict(settings), "cases": found}
     with replacing(path) as partial:
         partial.write_text(json.dumps(result, indent=2) + "\n")
-    rows = tabulate(result["cases"])
+    rows = tabulate(found)
     widths = [max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]]
     text = [
         "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()

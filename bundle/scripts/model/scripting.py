@@ -39,5 +39,5 @@ class _Traced(nn.Module):
 class _TracedConditional(_Traced):
     """The same of a module that takes a condition too."""
 
-    def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         return self.module(noise=x, condition=condition)
