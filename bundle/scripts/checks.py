@@ -89,11 +89,13 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
             "val_size",
             "test_size",
             "train_batch_size",
+            "accumulation_steps",
             "val_batch_size",
             "encode_batch_size",
             "val_interval",
             "num_samples",
             "sample_batch_size",
+            "network_batch_size",
             "num_inference_steps",
             "num_train_timesteps",
             "diversity_size",
@@ -120,12 +122,19 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         ("kl_weight", "adversarial_weight"),
         (lambda value: is_number(value) and value >= 0, "a number of at least 0"),
     ),
-    **dict.fromkeys(("normalize", "verbose", "generate"), (lambda value: isinstance(value, bool), "true or false")),
+    **dict.fromkeys(
+        ("normalize", "verbose", "generate", "activation_checkpointing"),
+        (lambda value: isinstance(value, bool), "true or false"),
+    ),
     # the command line makes a text of true
     "resume": (lambda value: isinstance(value, (bool, str)) and str(value).lower() in _RESUME, "auto, true or false"),
     "keep_checkpoints": (
         lambda value: value is None or (is_integer(value) and value > 0),
         "null (every one stays) or a positive integer",
+    ),
+    "decode_window": (
+        lambda value: value is None or (is_integer(value) and value > 0),
+        "null (a volume is decoded as a whole) or a positive integer",
     ),
     "window": (
         lambda value: value is None or (_is_numbers(value, 2) and value[0] < value[1]),
