@@ -138,12 +138,11 @@ def test_released_scores():
     assert FIDELITY["settings"]["num_samples"] == 10_000 and FIDELITY["settings"]["num_inference_steps"] <= 10
     volumes, found = FIDELITY["volumes"], FIDELITY["reconstruction"]
     # all other lines hold their limit
-    assert set(FIDELITY["failed"]) <= {"valid", "ks_cx", "rank_correlation", "classifier"}
+    assert set(FIDELITY["failed"]) <= {"valid", "ks_b", "classifier"}
     assert f"beyond their limit: {', '.join(FIDELITY['failed'])}" in (BUNDLE / "docs" / "fidelity.md").read_text()
-    assert volumes["valid"]["value"] >= 0.989 and volumes["classifier"]["value"] <= 0.61
+    assert volumes["valid"]["value"] >= 0.989 and volumes["classifier"]["value"] <= 0.65
     assert max(volumes[f"ks_{name}"]["value"] for name in ("r", "cx", "cy", "cz", "a", "b")) <= 0.025
-    assert abs(volumes["rank_correlation"]["value"]) <= 0.06
-    assert found["dice"] >= 0.992 and found["mse_ratio"] <= 1.002 and found["ssim_ratio"] >= 0.997
+    assert found["dice"] >= 0.990 and found["mse_ratio"] <= 1.0025 and found["ssim_ratio"] >= 0.997
     assert found["a_rmse"] <= 0.01 and found["b_rmse"] <= 0.01
     assert tools.documents.main(["--check"]) == 0
 
@@ -159,7 +158,8 @@ def test_released_weights(tmp_path):
     for name in ("a_rmse", "b_rmse"):
         assert now["reconstruction"][name] <= 0.03, name
     # the same seed, so that these are the first 16 of the 10,000 volumes
-    assert set(now["failed"]) <= {*FIDELITY["failed"], "rim_mean"}  # of 16 balls its standard error is half its limit
+    # of 16 balls the standard errors of these two are a third and more of their limits
+    assert set(now["failed"]) <= {*FIDELITY["failed"], "rim_mean", "rim_fade"}
     for name in ("rim_mean", "rim_std", "kurtosis", "normal_ks", "rim_fade"):
         line, released = now["volumes"][name], FIDELITY["volumes"][name]
         assert line["value"] == pytest.approx(released["value"], abs=max(0.002, 5 * line["standard_error"])), name

@@ -152,7 +152,7 @@ WRONG = [
     ("train_autoencoder+train_autoencoder_gan", "discriminator_def#in_channels", 0, POSITIVE),
     ("train_autoencoder+train_autoencoder_l1", "kl_weight", -1, "at least 0"),
     ("train_autoencoder+train_autoencoder_l1", "autoencoder_def#in_channels", 3, "must be 1"),
-    ("train_diffusion+deterministic", "autoencoder_def#out_channels", 3, "must be 64"),
+    ("train_diffusion+deterministic", "autoencoder_def#out_channels", 3, "must be 512"),
     ("train_diffusion+diffusion", "num_inference_steps", 7, "divide num_train_timesteps=1000"),
     ("inference+diffusion", "num_inference_steps", 300, "divide num_train_timesteps=1000"),
     ("inference+ddpm", "num_inference_steps", 5, "must be num_train_timesteps=1000"),

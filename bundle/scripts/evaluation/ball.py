@@ -13,32 +13,35 @@ import torch
 COARSE_WIDTHS, FINE_WIDTHS = (2.0, 1.0, 0.5), (0.3, 0.2)
 
 
+def _axes_of(shape: tuple[int, ...], step: int, device: torch.device) -> list[torch.Tensor]:
+    """Centres of every ``step``-th voxel along each axis."""
+    return [torch.arange(0, size, step, device=device) + 0.5 for size in shape]
+
+
 @lru_cache
 def _grid_of(shape: tuple[int, ...], step: int, device: torch.device) -> torch.Tensor:
     """Centres of every ``step``-th voxel along each axis, shape (3, voxels)."""
-    axes = [torch.arange(0, size, step, device=device) + 0.5 for size in shape]
-    return torch.stack(torch.meshgrid(axes, indexing="ij")).flatten(1)
+    return torch.stack(torch.meshgrid(_axes_of(shape, step, device), indexing="ij")).flatten(1)
 
 
 def distances(ball: torch.Tensor, shape: tuple[int, ...], step: int = 1) -> torch.Tensor:
     """Distances of the voxels of a volume from the centre of ``ball``, shape (4,) as r, cx, cy, cz: shape (voxels,)."""
-    x, y, z = (
-        torch.arange(0, size, step, device=ball.device) + 0.5 - centre
-        for size, centre in zip(shape, ball[1:].float(), strict=True)
-    )
-    squares = (x**2)[:, None, None] + (y**2)[:, None] + z**2
+    axes = _axes_of(shape, step, ball.device)
+    x2, y2, z2 = ((axis - centre) ** 2 for axis, centre in zip(axes, ball[1:].float(), strict=True))
+    squares = x2[:, None, None] + y2[:, None] + z2
     return squares.flatten().sqrt_().clamp_min_(1e-3)
 
 
 def _fisher_step(ball: torch.Tensor, support: torch.Tensor, step: int, tau: float) -> torch.Tensor:
     """One step of Fisher scoring, Newton's method with the expected Hessian: the change of ``ball``, (4,)."""
-    distance = distances(ball, tuple(support.shape), step)
+    shape = tuple(support.shape)
+    distance = distances(ball, shape, step)
     p = torch.sigmoid((ball[0].float() - distance) / tau)
     residual = support[::step, ::step, ::step].flatten() - p
     # all the others, far from the surface and on its right side, add next to nothing to the sums
     telling = (residual.abs() > 1e-5).nonzero().squeeze(1)
     distance, p, residual = distance[telling], p[telling], residual[telling]
-    offsets = _grid_of(tuple(support.shape), step, support.device)[:, telling] - ball[1:, None].float()
+    offsets = _grid_of(shape, step, support.device)[:, telling] - ball[1:, None].float()
     # score and Fisher information: sums over the voxels of d logit / d(r, c) = (1, (x - c) / d) / tau
     jacobian = torch.cat([torch.ones_like(distance)[None], offsets / distance])
     score = jacobian @ residual / tau
@@ -61,12 +64,13 @@ def fit_ball(support: torch.Tensor) -> torch.Tensor:
     Returns:
         r, cx, cy, cz in voxels, shape (4,), float64; NaN for an empty support.
     """
+    shape = tuple(support.shape)
     count = support.sum().double()  # exact up to 2^24 voxels
     if count == 0:
         return torch.full((4,), torch.nan, dtype=torch.float64, device=support.device)
     centroid = [
-        (support.sum(dim=others) * (torch.arange(size, device=support.device) + 0.5)).sum() / count
-        for size, others in zip(support.shape, ((1, 2), (0, 2), (0, 1)), strict=True)
+        (support.sum(dim=others) * axis).sum() / count
+        for axis, others in zip(_axes_of(shape, 1, support.device), ((1, 2), (0, 2), (0, 1)), strict=True)
     ]
     ball = torch.stack([(count * 3 / (4 * math.pi)) ** (1 / 3), *centroid])
     for step, widths in ((2, COARSE_WIDTHS), (1, FINE_WIDTHS)):
