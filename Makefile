@@ -21,7 +21,7 @@ else
 BUNDLE += --verbose True
 endif
 
-.PHONY: help setup dev generate train evaluate publish figures documents bundle fresh zoo card smoke test browser chromium
+.PHONY: help setup dev generate train conditional sweep evaluate publish figures documents bundle fresh zoo card smoke test browser chromium
 .PHONY: screenshots benchmark recipes soak lowest audit lint format clean
 
 help:  ## list the targets
@@ -49,6 +49,20 @@ train: setup  ## both stages from scratch, into bundle/runs
 	cd bundle && $(BUNDLE) --config_file configs/train_autoencoder.json
 	cd bundle && $(BUNDLE) --config_file configs/train_diffusion.json \
 		--autoencoder_path runs/autoencoder/model_autoencoder.pt
+
+CONDITIONAL := 'configs/conditional.json'
+conditional: dev  ## train the model that can be asked for a sphere, release it, score it for the documents
+	cd bundle && $(BUNDLE) --config_file "['configs/train_diffusion.json',$(CONDITIONAL)]"
+	cd bundle && $(BUNDLE) publish --config_file "['configs/evaluate.json',$(CONDITIONAL)]" --model_path runs/conditional/model.pt
+	cd bundle && $(BUNDLE) --config_file "['configs/evaluate.json',$(CONDITIONAL),'configs/evaluate_conditional.json']" \
+		--output_dir runs/figures/conditional --model_path models/model_conditional.pt
+	cp bundle/runs/figures/conditional/fidelity_conditional.json bundle/models
+	cp bundle/runs/figures/conditional/control.png bundle/docs/figures
+	$(MAKE) sweep && cp bundle/runs/sweep/sweep.png bundle/runs/sweep/sweep.gif bundle/docs/figures
+	$(TOOL) tools.documents
+
+sweep: setup  ## a picture of what each condition does to a volume, into bundle/runs/sweep
+	cd bundle && $(BUNDLE) --config_file "['configs/inference.json',$(CONDITIONAL),'configs/inference_sweep.json']"
 
 evaluate: setup  ## the released weights against the truth, into bundle/runs/evaluate
 	cd bundle && $(BUNDLE) --config_file configs/evaluate.json $(RELEASED)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import importlib
 import json
+import math
 import os
 import re
 import resource
@@ -83,6 +84,28 @@ def read_training(folder: Path) -> dict[str, Any]:
         state.pop("events", None)  # the curves are in several files
         left[path.relative_to(folder).as_posix()] = flatten(state)
     return left
+
+
+def curves(folder: Path) -> dict[tuple[str, int], float]:
+    """Read the curves of a training: values by tag and step."""
+    points = read_points(folder / "tensorboard")
+    return {(tag, step): value for tag, step, value in points if isinstance(value, float)}
+
+
+def assert_same_training(folder: Path, expected: Path, weights: str, tolerance: float) -> None:
+    """Another order of sums apart, the weights and the curves are the same, and no point is missing or doubled."""
+    there, wanted = (torch.load(path / weights) for path in (folder, expected))
+    assert there.keys() == wanted.keys()
+    for name, value in there.items():
+        assert torch.allclose(value.double(), wanted[name].double(), atol=tolerance), name
+    points, wanted_points = curves(folder), curves(expected)
+    assert points.keys() == wanted_points.keys() and len(read_points(folder / "tensorboard")) == len(
+        read_points(expected / "tensorboard")
+    )
+    for key, value in wanted_points.items():
+        # a correlation of five untrained reconstructions is noise
+        if "correlation" not in key[0]:
+            assert math.isclose(points[key], value, rel_tol=1e-3, abs_tol=1e-5), key
 
 
 def find_differences(folder: Path, expected: Path) -> list[str]:

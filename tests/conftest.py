@@ -208,6 +208,17 @@ def diffusion_weights(smoke, make_once) -> dict[str, str]:
     return path | {"model_path": str(make_once("small_ddpm", fill) / "model.pt")}
 
 
+@pytest.fixture(scope="session")
+def conditional_weights(smoke, make_once) -> dict[str, str]:
+    """As ``small_weights``, of a diffusion model that can be asked for a sphere's parameters."""
+    path = {"autoencoder_path": str(smoke["autoencoder_path"])}
+
+    def fill(folder: Path) -> None:
+        run_workflow("train_diffusion", "conditional", "smoke", **SMALL, **path, output_dir=str(folder))
+
+    return path | {"model_path": str(make_once("conditional", fill) / "model.pt")}
+
+
 @pytest.fixture
 def small_settings(small_autoencoder) -> Callable[..., dict[str, Any]]:
     """Settings of a small training of a stage, by its name."""

@@ -12,6 +12,8 @@ from recipes import RECIPES, TRAININGS, read_results, read_validation
 from reference_autoencoder import show
 from reference_spheres import draw_sphere
 from run import SECTIONS, format_row, main, plot_rows
+from scaling import INFINIBAND, PAGE, all_reduce, fill
+from steps import measure_steps
 
 from scripts.data.spheres import SphereLaw
 from scripts.evaluation.measurement import measure_spheres
@@ -104,3 +106,20 @@ def test_section_and_figure(monkeypatch, tmp_path, capsys):
     main()
     assert "5.0" in capsys.readouterr().out
     assert (tmp_path / "benchmark.json").exists()
+
+
+def test_simulated_tables():
+    """The page's tables are those that the script makes of the configs as they are."""
+    assert fill(PAGE.read_text()) == PAGE.read_text()
+
+
+def test_ring_of_gpus():
+    """One GPU sends nothing; of a long message many send almost twice its bytes each, whatever their number."""
+    assert all_reduce(10**6, 1) == 0 < all_reduce(10**6, 8) < all_reduce(10**6, 64) < all_reduce(10**6, 512)
+    assert all_reduce(10**12, 512) == pytest.approx(2e12 / INFINIBAND, rel=0.01)
+
+
+def test_steps_are_measured():
+    settings = {"image_size": 32, "train_batch_size": 4, "accumulation_steps": 2, "device": "cpu"}
+    seconds, size = measure_steps("train_autoencoder", "smoke", steps=3, **settings)
+    assert 0 < seconds < 60 and 0 < size < 1e10

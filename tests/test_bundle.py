@@ -182,6 +182,7 @@ REPEATED = {
     "autoencoder_def": "train_autoencoder train_diffusion inference evaluate",
     "diffusion_def": "train_diffusion inference evaluate",
     "sampler": "train_diffusion inference evaluate",
+    "tokens": "inference evaluate",
     "latent_inferer": "train_diffusion inference evaluate",
     "lr_scheduler#_target_": "train_autoencoder train_diffusion",
     "writer": "train_autoencoder train_diffusion",
@@ -221,7 +222,10 @@ def test_repeated_parts(key):
 @pytest.mark.parametrize(("one", "other"), RENAMED)
 def test_renamed_parts(one, other):
     def text(name, key):
-        return json.dumps(find(read_config(name), key)).replace("@validate#", "@").replace("@sample#", "@")
+        part = find(read_config(name), key)
+        if name == "inference":  # which alone can ask for something
+            part = {argument: value for argument, value in part.items() if argument not in ("requests", "guidance")}
+        return json.dumps(part).replace("@validate#", "@").replace("@sample#", "@")
 
     assert text(*one) == text(*other)
 

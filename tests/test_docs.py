@@ -21,7 +21,7 @@ def test_contract_is_documented():
 
 
 @pytest.mark.parametrize("line", HERE)
-def test_command_runs(line, small_weights, diffusion_weights, folder, tmp_path):
+def test_command_runs(line, small_weights, diffusion_weights, conditional_weights, folder, tmp_path):
     """Each ``python -m monai.bundle run`` line, at small sizes, with small weights and another output folder."""
     arguments = shlex.split(re.sub(r"\s#.*", "", line))[4:]
     run_id = "run" if arguments[0].startswith("--") else arguments.pop(0)
@@ -33,6 +33,7 @@ def test_command_runs(line, small_weights, diffusion_weights, folder, tmp_path):
     if {"diffusion", "ddpm"} & set(configs):
         sizes |= {"num_train_timesteps": 20, "num_inference_steps": 20 if "ddpm" in configs else 5}
     weights = diffusion_weights if {"diffusion", "ddpm"} & set(configs) else small_weights
+    weights = conditional_weights if "conditional" in configs else weights
     values |= {key: path for key, path in weights.items() if key in values or top.get(key) == "auto"}
     paths = {"dataset_dir": folder, "output_path": tmp_path / "converted.pt", "output_dir": tmp_path / "out"}
     values |= {key: str(path) for key, path in paths.items() if key in values or key == "output_dir"}
@@ -40,6 +41,11 @@ def test_command_runs(line, small_weights, diffusion_weights, folder, tmp_path):
         del sizes["image_size"]
     if "num_samples" in values:
         values["num_samples"] = 2
+    if "ask" in values:
+        values["ask"] = {"r": 12}  # of the smaller grid
+    if "requests" in values:
+        values["requests"] = str(tmp_path / "requests.csv")
+        (tmp_path / "requests.csv").write_text("r,a\n12,\n,0.3\n" * 4)
     if run_id == "publish":
         (tmp_path / "models").mkdir()
         (tmp_path / "scripts").symlink_to(BUNDLE / "scripts")

@@ -54,6 +54,34 @@ def test_autoencoder_gradients(autoencoder):
     assert all(torch.isfinite(parameter.grad).all() for parameter in autoencoder.parameters())
 
 
+@pytest.mark.parametrize("overlays", [(), ("generative",)])
+def test_activation_checkpointing(overlays):
+    """The same gradients, of activations that are not kept for them."""
+    x = torch.zeros(2, 1, 64, 64, 64)
+    x[..., 10:50, 20:60, 5:45] = torch.randn(40, 40, 40)
+
+    def step(activation_checkpointing: bool) -> tuple[list[torch.Tensor], int]:
+        parser = parse_config("train_autoencoder", *overlays, activation_checkpointing=activation_checkpointing)
+        torch.manual_seed(0)
+        network, loss, kept = *map(parser.get_parsed_content, ("network", "loss")), {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            prediction = network(x)
+        weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+        loss(prediction, x).backward()
+        activations = sum(size for place, size in kept.items() if place not in weights)
+        return [parameter.grad for parameter in network.parameters() if parameter.grad is not None], activations
+
+    gradients, most = step(False)
+    same, less = step(True)
+    assert all(torch.equal(*pair) for pair in zip(gradients, same, strict=True))
+    assert less < 0.2 * most
+
+
 def test_encoder_channels(autoencoder):
     """The encoder sees value, centred absolute value and support, as means over blocks."""
     seen = []
@@ -64,13 +92,34 @@ def test_encoder_channels(autoencoder):
         autoencoder.encode(x)
     handle.remove()
     value, absolute, support = seen[0].unbind(1)
-    assert value.shape == (1, 8, 8, 8)
-    # the last block of the support is three quarters full
-    assert torch.allclose(value[0, 1, 2, 3], x[0, 0, 8:16, 16:24, 24:32].mean())
-    assert torch.equal(support[0, 0, 0], torch.tensor([1.0] * 3 + [0.75] + [0.0] * 4))
+    assert value.shape == (1, 16, 16, 16)
+    # the last block of the support is half full
+    assert torch.allclose(value[0, 1, 2, 3], x[0, 0, 4:8, 8:12, 12:16].mean())
+    assert torch.equal(support[0, 0, 0], torch.tensor([1.0] * 7 + [0.5] + [0.0] * 8))
     assert (absolute[support == 0] == 0).all()
     # 122,880 values: a standard error of 0.0017
     assert abs(absolute[support > 0].mean()) < 0.01
+
+
+def decode_in_windows(config: str, window: int, **network) -> torch.Tensor:
+    """Decode random latents of 8^3 as a whole and in windows: the difference, as a share of the deviation."""
+    decoders = []
+    for decode_window in (None, window):
+        parser = parse_config(config, "tutorial", decode_window=decode_window, **network)
+        torch.manual_seed(0)
+        decoders.append(parser.get_parsed_content("autoencoder").requires_grad_(False))
+    whole, parts = (
+        decoder.decode(torch.randn(1, 8, 8, 8, 8, generator=torch.Generator().manual_seed(1))) for decoder in decoders
+    )
+    assert parts.shape == whole.shape == (1, 3, 32, 32, 32)
+    return (parts - whole) / whole.std()
+
+
+def test_decoding_in_windows():
+    """A window as large as the latents is the whole; a smaller one decodes other voxels."""
+    small = {"autoencoder_def#channels": [8, 16, 32], "autoencoder_def#norm_num_groups": 8}
+    assert decode_in_windows("inference", 8, **small).abs().max() < 1e-4
+    assert 0.01 < decode_in_windows("inference", 4, **small).std() < 0.5
 
 
 def test_new_posterior_is_quiet(autoencoder):

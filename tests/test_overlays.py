@@ -1,12 +1,15 @@
 """Every overlay over every config that the table of the settings names, at smoke size."""
 
 import pytest
-from conftest import CONFIGS, SMALL, find_mistake, make_workflow, read_config, run_workflow
+from conftest import CONFIGS, SMALL, find_mistake, make_workflow, parse_config, read_config, run_workflow
 from documents import read_overlays
 
+from scripts.config import _check_names
+
 PAIRS = read_overlays()
-# These have tests of their own: test_exports.py, test_generative.py, test_scans.py.
+# These have tests of their own: test_exports.py, test_generative.py, test_scans.py, test_conditional.py.
 ELSEWHERE = {"inference_export", "inference_convert", "generative", "tutorial", "evaluate_scans"}
+ELSEWHERE |= {"conditional", "evaluate_conditional", "inference_sweep"}
 
 
 def test_table_names_every_overlay():
@@ -14,6 +17,12 @@ def test_table_names_every_overlay():
     overlays = {path.stem for path in CONFIGS.glob("*.json")} - configs
     # of several processes, which test_distributed.py runs
     assert {overlay for _, overlay in PAIRS} == {name for name in overlays if not name.startswith("multi_gpu")}
+
+
+@pytest.mark.parametrize(("config", "overlay"), sorted(PAIRS))
+def test_overlay_names_known_keys(config, overlay):
+    """Without smoke.json, which allows keys that are known elsewhere."""
+    _check_names(parse_config(config, overlay).get())
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from commands import assert_same_training
 from conftest import STAGES, find_mistake, make_workflow, run_workflow
 from ignite.engine import Events
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -198,6 +199,23 @@ def test_resume_is_exact(configs, overrides):
     assert resumed.trainer.state.gradient_norm > 0 == resumed.trainer.state.skipped_steps
     expected = torch.load(Path(whole["output_dir"]) / name)
     assert same(expected, torch.load(Path(stopped["output_dir"]) / name))
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "more"),
+    [
+        ("train_autoencoder", "model_autoencoder.pt", {"activation_checkpointing": True}),
+        # latents of 1^3 leave the default's groups of channels three values, which multiply what rounding does
+        ("train_diffusion", "model.pt", {"diffusion_def#channels": [64], "diffusion_def#norm_num_groups": 4}),
+    ],
+)
+def test_accumulated_batch(stage, name, more, overrides):
+    """A batch in two passes trains as one in one pass does: schedule, average of the weights, curves, checkpoints."""
+    whole, parts = (overrides(stage, folder, epochs=2, **more) for folder in ("whole", "parts"))
+    run_workflow(stage, "smoke", **{**whole, "activation_checkpointing": False})
+    trainer = run_workflow(stage, "smoke", **parts, accumulation_steps=2).trainer
+    assert trainer.state.iteration == 4 and trainer.state.skipped_steps == 0 < trainer.state.gradient_norm
+    assert_same_training(*(Path(settings["output_dir"]) for settings in (parts, whole)), name, 1e-3)
 
 
 def test_resume_of_finished_training(overrides):

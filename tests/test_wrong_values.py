@@ -55,11 +55,14 @@ WRONG = [
     *each(STAGES, *[("epochs", value, POSITIVE) for value in (0, -1, 2.5, "many", True, [1], NAN)]),
     *each(STAGES, ("train_size", 0, POSITIVE), ("val_size", "x", POSITIVE), ("val_interval", 0, POSITIVE)),
     *each(STAGES, ("train_batch_size", 0, POSITIVE), ("train_batch_size", 17, "at most train_size=16")),
+    *each(STAGES, ("accumulation_steps", 0, POSITIVE)),
     *each(STAGES, ("keep_checkpoints", 0, "null (every one stays) or a positive integer")),
     ("train_diffusion", "encode_batch_size", 0, POSITIVE),
     ("train_diffusion", "num_train_timesteps", 2.5, POSITIVE),
     *each(SAMPLING, *[("num_samples", value, POSITIVE) for value in (0, -1, 1.5)]),
     *each(SAMPLING, ("sample_batch_size", 0, POSITIVE), ("preview_size", 0, POSITIVE)),
+    *each(SAMPLING, ("network_batch_size", 0, POSITIVE), ("decode_window", 0, "or a positive integer")),
+    *each(SAMPLING, ("decode_window", 3, "at most 2, the latents' size")),
     *each(SAMPLING, ("num_inference_steps", 1001, "at most num_train_timesteps=1000")),
     *each(("evaluate",), *[(key, 0, POSITIVE) for key in ("test_size", "diversity_size", "classifier_epochs")]),
     *each(("data",), ("benchmark_size", 1.5, POSITIVE), ("preview_size", 0, POSITIVE)),
@@ -72,6 +75,7 @@ WRONG = [
     *each(ALL, ("num_workers", -1, "at least 0"), ("num_workers", 500, "four for each of the")),
     *each(STAGES, ("resume", "maybe", "auto, true or false"), ("resume", 1, "auto, true or false")),
     ("train_autoencoder", "resume", True, "holds no checkpoint"),
+    ("train_autoencoder", "activation_checkpointing", 1, "true or false"),
     ("train_autoencoder", "lr_scheduler#warmup", 2, "from 0 to 1"),
     ("train_diffusion", "lr_scheduler#warmup", -1, "from 0 to 1"),
     ("train_autoencoder", "optimizer#betas", [2, 3], "Invalid beta parameter"),
@@ -110,15 +114,15 @@ WRONG = [
     ("train_autoencoder", "loss#normal_weight", "x", "at least 0"),
     *each(
         STAGES,
-        ("autoencoder_def#channels", [8, 16, 16], "the stride must be 64"),
-        ("autoencoder_def#channels", [32, -64], "must be positive integers"),
+        ("autoencoder_def#channels", [8, 16], "the stride must be 16"),
+        ("autoencoder_def#channels", [32, 64, -64], "must be positive integers"),
         ("autoencoder_def#channels", "many", "must be positive integers"),
         ("autoencoder_def#norm_num_groups", 7, "all channels being multiple of norm_num_groups"),
         ("autoencoder_def#attention_levels", [False], "same size of attention_levels"),
         ("autoencoder_def#latent_channels", 0, POSITIVE),
         ("autoencoder_def#spatial_dims", 2, "must be 3"),
         ("autoencoder_def#in_channels", 1, "must be 3"),
-        ("autoencoder_def#out_channels", 3, "must be 1536"),
+        ("autoencoder_def#out_channels", 3, "must be 192"),
     ),
     ("train_diffusion", "encode_size", 0, POSITIVE),
     ("train_diffusion", "encode_size", 17, "at most train_size=16"),
@@ -129,8 +133,21 @@ WRONG = [
     ("inference", "latent_shape", [32, 8, 8, 8], "[2, 2, 2]"),
     ("train_diffusion", "latent_stride", 16, "must be 32"),
     ("inference", "num_train_timesteps", 10, "must be 1000"),
+    # conditions
+    ("inference", "ask", "r=20", "names and numbers"),
+    ("inference", "requests", 3, "a CSV or JSON file"),
+    ("inference", "requests", "spheres.csv", "these networks know no conditions"),
+    ("inference", "guidance", -1, "of at least 0"),
+    ("inference", "guidance", 1.5, "must be 1"),
+    *each(("train_diffusion", "inference", "evaluate"), ("conditions", "r", "a list of names")),
+    ("train_diffusion", "conditions", ["r", "r"], "none of them twice"),
+    ("train_diffusion", "conditions", ["r"], "with configs/conditional.json"),
+    ("train_diffusion+conditional", "conditions", [3], "a list of names"),
+    ("inference+conditional+inference_sweep", "sweep_steps", 0, POSITIVE),
+    ("evaluate+conditional+evaluate_conditional", "num_samples", 0, POSITIVE),
     # overlays
     ("train_autoencoder+train_autoencoder_gan", "adversarial_weight", -1, "at least 0"),
+    ("train_autoencoder+train_autoencoder_gan", "accumulation_steps", 2, "must be 1"),
     ("train_autoencoder+train_autoencoder_gan", "discriminator_lr", 0, "above 0"),
     ("train_autoencoder+train_autoencoder_gan", "discriminator_def#in_channels", 0, POSITIVE),
     ("train_autoencoder+train_autoencoder_l1", "kl_weight", -1, "at least 0"),
@@ -142,6 +159,7 @@ WRONG = [
     ("train_diffusion+generative", "diffusion_def#num_channels", [97], "multiple of norm_num_groups"),
     ("train_autoencoder+generative", "autoencoder_def#channels", [8], "no such argument"),
     ("train_autoencoder+tutorial", "image_size", 40, "a multiple of 16"),
+    ("train_autoencoder+large", "image_size", 144, "a multiple of 32"),
     ("inference+inference_convert", "output_path", "/proc/none/model.pt", "made and written to"),
     ("inference+inference_export", "precision", "half", "auto, float32, bf16, float16"),
     ("evaluate+evaluate_scans", "dataset_dir", "", "no such folder"),
@@ -165,6 +183,11 @@ def test_wrong_value(configs, key, value, allowed, tmp_path):
 def test_every_overlay_is_tried():
     tried = {name for configs, *_ in WRONG for name in configs.split("+")}
     assert tried | {"smoke", "metadata"} == {path.stem for path in CONFIGS.glob("*.json")}
+
+
+def test_batch_in_passes(tmp_path):
+    message = mistake("train_autoencoder", tmp_path, train_batch_size=6, accumulation_steps=4)
+    assert message.startswith("train_batch_size=6: must be a multiple of 4")
 
 
 def test_law_without_noise(tmp_path):

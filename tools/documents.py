@@ -2,7 +2,8 @@
 
 In a document, ``<!-- end -->`` ends what this writes. It begins with ``<!-- fidelity -->``, the table of generated
 volumes, ``<!-- fidelity 5 -->``, its first five lines, ``<!-- seeds -->``, the lines that have a limit for each seed
-that was evaluated (``fidelity_102.json``, ...), or ``<!-- reconstruction -->``, the scores of reconstructions.
+that was evaluated (``fidelity_102.json``, ...), ``<!-- reconstruction -->``, the scores of reconstructions, or
+``<!-- control -->``, a row for each case of ``fidelity_conditional.json``, if it is there.
 ``make figures`` writes them; with ``--check`` this only says what it would change.
 """
 
@@ -15,13 +16,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scripts.evaluation.control import tabulate
 from scripts.evaluation.lines import Line
 from scripts.evaluation.table import LABELS, format_table, format_verdict
 
 from .format_json import format_json
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "README.zh-CN.md", "bundle/docs/README.md", "bundle/docs/fidelity.md")
+PAGES = ("README", "fidelity", "conditional")
+DOCUMENTS = ("README.md", "README.zh-CN.md", *(f"bundle/docs/{name}.md" for name in PAGES))
 
 # Rows of the table of reconstructions: label, metric, and the metric or value of a perfect denoiser.
 RECONSTRUCTION = (
@@ -58,8 +61,21 @@ def compare_seeds(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in rows]
 
 
-def fill(text: str, evaluations: Sequence[Mapping[str, Any]]) -> str:
-    """Return a document with the released scores in their places; the first evaluation is the one that is shown."""
+def list_cases(control: Mapping[str, Any]) -> list[str]:
+    """Lay out the cases of an evaluation of requests, one a row."""
+    rows = tabulate(control["cases"])
+    cells = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return [f"| {' | '.join(row)} |" for row in cells]
+
+
+def fill(text: str, evaluations: Sequence[Mapping[str, Any]], control: Mapping[str, Any] | None = None) -> str:
+    """Return a document with the released scores in their places.
+
+    Args:
+        text: the document.
+        evaluations: of which the first is the one that is shown.
+        control: the evaluation of requests; without one, its place stays as it is.
+    """
     fidelity = evaluations[0]
     volumes, real = (
         {name: Line.from_dict(line) for name, line in fidelity[key].items()} for key in ("volumes", "real")
@@ -76,12 +92,15 @@ def fill(text: str, evaluations: Sequence[Mapping[str, Any]]) -> str:
 
     def replace(match: re.Match) -> str:
         kind, count = match[1], int(match[2] or 0)
+        if kind == "control" and control is None:
+            return match[0]
         lines = ["```text", *(table[:count] if count else table), "```"]
-        shown = {"fidelity": lines, "reconstruction": rows, "seeds": compare_seeds(evaluations)}[kind]
-        return "\n".join([match[0].splitlines()[0], *shown, "<!-- end -->"])
+        shown = {"fidelity": lines, "reconstruction": rows, "seeds": compare_seeds(evaluations)}
+        shown["control"] = list_cases(control) if control else []
+        return "\n".join([match[0].splitlines()[0], *shown[kind], "<!-- end -->"])
 
     return re.sub(
-        r"<!-- (fidelity|reconstruction|seeds)(?: (\d+))? -->\n.*?<!-- end -->", replace, text, flags=re.DOTALL
+        r"<!-- (fidelity|reconstruction|seeds|control)(?: (\d+))? -->\n.*?<!-- end -->", replace, text, flags=re.DOTALL
     )
 
 
@@ -93,13 +112,16 @@ def read_changelog(text: str) -> dict[str, str]:
 
 def main(arguments: list[str]) -> int:
     """Write the scores; returns how many files would differ, if only that is asked for."""
-    # the one of no number sorts first
-    evaluations = [json.loads(path.read_text()) for path in sorted((ROOT / "bundle" / "models").glob("fidelity*.json"))]
+    models = ROOT / "bundle" / "models"
+    scored = [models / "fidelity.json", *sorted(models.glob("fidelity_[0-9]*.json"))]
+    evaluations = [json.loads(path.read_text()) for path in scored]
+    conditional = models / "fidelity_conditional.json"
+    control = json.loads(conditional.read_text()) if conditional.exists() else None
     metadata_path = ROOT / "bundle" / "configs" / "metadata.json"
     changelog = read_changelog((ROOT / "CHANGELOG.md").read_text())
     repeated = {"eval_metrics": summarise(evaluations[0]), "changelog": changelog, "version": next(iter(changelog))}
     metadata = json.loads(metadata_path.read_text()) | repeated
-    texts = {ROOT / name: fill((ROOT / name).read_text(), evaluations) for name in DOCUMENTS}
+    texts = {ROOT / name: fill((ROOT / name).read_text(), evaluations, control) for name in DOCUMENTS}
     texts[metadata_path] = format_json(json.dumps(metadata))
     differing = [path for path, text in texts.items() if path.read_text() != text]
     for path in differing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import tempfile
@@ -37,6 +38,12 @@ def is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def suggest(name: str, names: Iterable[str]) -> str:
+    """End a sentence about a name that is unknown: with the nearest of the known ones, if one is near."""
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {close[0]}?" if close else "."
+
+
 def _is_writable(path: Any) -> bool:
     if not isinstance(path, (str, os.PathLike)) or not str(path):
         return False
@@ -59,6 +66,14 @@ def _is_spacing(value: Any) -> bool:
     return _is_numbers(value, 3) and min(value) > 0
 
 
+def _is_request(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(key, str) and is_number(value[key]) for key in value)
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(name, str) and name for name in value)
+
+
 _POSITIVE_INTEGER = (lambda value: is_integer(value) and value > 0, "a positive integer")
 _COUNT = (lambda value: is_integer(value) and value >= 0, "an integer of at least 0")
 _WRITABLE = (_is_writable, "a folder that can be made and written to, as text (./2024 and not 2024)")
@@ -74,17 +89,20 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
             "val_size",
             "test_size",
             "train_batch_size",
+            "accumulation_steps",
             "val_batch_size",
             "encode_batch_size",
             "val_interval",
             "num_samples",
             "sample_batch_size",
+            "network_batch_size",
             "num_inference_steps",
             "num_train_timesteps",
             "diversity_size",
             "classifier_epochs",
             "preview_size",
             "benchmark_size",
+            "sweep_steps",
             "block_size",
             "latent_block_size",
             "latent_stride",
@@ -104,12 +122,19 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         ("kl_weight", "adversarial_weight"),
         (lambda value: is_number(value) and value >= 0, "a number of at least 0"),
     ),
-    **dict.fromkeys(("normalize", "verbose", "generate"), (lambda value: isinstance(value, bool), "true or false")),
+    **dict.fromkeys(
+        ("normalize", "verbose", "generate", "activation_checkpointing"),
+        (lambda value: isinstance(value, bool), "true or false"),
+    ),
     # the command line makes a text of true
     "resume": (lambda value: isinstance(value, (bool, str)) and str(value).lower() in _RESUME, "auto, true or false"),
     "keep_checkpoints": (
         lambda value: value is None or (is_integer(value) and value > 0),
         "null (every one stays) or a positive integer",
+    ),
+    "decode_window": (
+        lambda value: value is None or (is_integer(value) and value > 0),
+        "null (a volume is decoded as a whole) or a positive integer",
     ),
     "window": (
         lambda value: value is None or (_is_numbers(value, 2) and value[0] < value[1]),
@@ -128,6 +153,16 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         ("autoencoder_path", "model_path"),
         (lambda value: isinstance(value, (str, os.PathLike)), "the path of a file of weights"),
     ),
+    "conditions": (
+        lambda value: _are_names(value) and len({*value}) == len(value),
+        "a list of names, none of them twice, as ['r', 'a']",
+    ),
+    "ask": (_is_request, "names and numbers, as {'r': 20, 'a': 0.3}"),
+    "requests": (
+        lambda value: isinstance(value, (str, os.PathLike)),
+        "empty, or a CSV or JSON file with a row for each volume",
+    ),
+    "guidance": (lambda value: is_number(value) and value >= 0, "a number of at least 0; 1 is no guidance"),
     "output_dir": _WRITABLE,
     "ckpt_dir": _WRITABLE,
     "output_path": (

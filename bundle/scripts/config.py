@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import itertools
 import json
@@ -19,7 +18,7 @@ import torch
 from monai.bundle import DEFAULT_MLFLOW_SETTINGS, ConfigParser, ConfigWorkflow
 from monai.utils import ensure_tuple, optional_import
 
-from .checks import ARGUMENTS, RULES, SettingError, check_settings
+from .checks import ARGUMENTS, RULES, SettingError, check_settings, suggest
 from .command_line import end_plainly, on_command_line
 from .environment import select_device
 
@@ -83,32 +82,30 @@ def _find_caller(kind: type[Caller]) -> Caller | None:
     return None
 
 
-def _suggest(name: str, names: Any) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean {close[0]}?" if close else "."
-
-
 def _check_processes(environment: Mapping[str, str], config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Refuse to be one of several processes, as torchrun starts them, that do not share the work or can't.
 
     Raises:
         SettingError: when the config has no ``multi_gpu`` overlay or trains two networks, when there are fewer volumes
-            than processes, or when these do not divide a training's batch.
+            than processes, or when these, each in so many passes as it takes, do not divide a training's batch.
     """
-    processes = int(environment.get("WORLD_SIZE", "1"))
-    if processes == 1:
-        return
-    if "rank" not in config:
+    processes, passes = int(environment.get("WORLD_SIZE", "1")), settings.get("accumulation_steps", 1)
+    if processes > 1 and "rank" not in config:
         allowed = "without torchrun, or with its multi_gpu overlay."
         raise SettingError(f"WORLD_SIZE={processes}: this config runs in one process; start it {allowed}")
-    if "adversarial_loss" in config:
+    if processes > 1 and "adversarial_loss" in config:
         raise SettingError(f"WORLD_SIZE={processes}: train_autoencoder_gan.json runs in one process; start one.")
+    if passes > 1 and "adversarial_loss" in config:
+        raise SettingError(f"accumulation_steps={passes}: must be 1 with train_autoencoder_gan.json.")
     for key in ("val_size", "test_size", "num_samples"):
         if settings.get(key, processes) < processes:
             raise SettingError(f"{key}={settings[key]}: must be at least {processes}, the processes that share them.")
     size = settings.get("train_batch_size", 0)
-    if size % processes:
-        raise SettingError(f"train_batch_size={size}: must be a multiple of {processes}, the processes that share it.")
+    if isinstance(config.get("train"), dict) and size % (processes * passes):
+        raise SettingError(
+            f"train_batch_size={size}: must be a multiple of {processes * passes}, the processes that share it times "
+            "accumulation_steps."
+        )
 
 
 def _check_command_line(arguments: Iterable[str], config: Mapping[str, Any]) -> None:
@@ -147,14 +144,16 @@ def _check_names(config: Mapping[str, Any]) -> None:
         known = known or (config.get("any_config") is True and name in RULES)
         if plain and not known and not re.search(rf"@{re.escape(name)}\b", text):
             others = [key for key in names[:own] if key in RULES]
-            raise SettingError(f"{name}={config[name]!r}: no such key in this config{_suggest(name, others)}")
+            raise SettingError(f"{name}={config[name]!r}: no such key in this config{suggest(name, others)}")
     sections = {name: part for name, part in config.items() if isinstance(part, dict) and not name.startswith("_")}
     for name, part in sections.items():
+        if name in RULES:  # a value that is a dictionary, as a request's
+            continue
         for key, value in part.items() if "_target_" not in part else ():
             if not isinstance(value, dict | list) and not re.search(
                 rf"@{re.escape(name)}(#|::){re.escape(key)}\b", text
             ):
-                raise SettingError(f"{name}#{key}={value!r}: no such key in this config{_suggest(key, part)}")
+                raise SettingError(f"{name}#{key}={value!r}: no such key in this config{suggest(key, part)}")
 
 
 def _components(value: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -194,7 +193,7 @@ def _check_arguments(config: Mapping[str, Any], parser: ConfigParser) -> None:
                 raise SettingError(f"{key}#{argument}={value!r}: must be {allowed}.")
             if not argument.startswith("_") and argument not in parameters:
                 raise SettingError(
-                    f"{key}#{argument}={value!r}: {name} has no such argument{_suggest(argument, parameters)}"
+                    f"{key}#{argument}={value!r}: {name} has no such argument{suggest(argument, parameters)}"
                 )
 
 
@@ -220,6 +219,8 @@ def _check_latents(config: Mapping[str, Any], settings: Mapping[str, Any]) -> No
                 f"latent_shape={settings['latent_shape']}: must be the channels and {[size] * 3}, by "
                 f"image_size={settings['image_size']} and latent_stride={stride}."
             )
+        if (settings.get("decode_window") or 0) > size:
+            raise SettingError(f"decode_window={settings['decode_window']}: must be at most {size}, the latents' size.")
 
 
 def _check_resources(config: Mapping[str, Any], settings: Mapping[str, Any], device: torch.device) -> None:
@@ -233,15 +234,20 @@ def _check_resources(config: Mapping[str, Any], settings: Mapping[str, Any], dev
     key = next((key for key in BYTES_PER_VOXEL if key in settings and (trains or key != "train_batch_size")), None)
     if key is None or "image_size" not in settings:
         return
-    fixed = [part["batch_size"] for _, part in _components(config) if "FixedBatch" in str(part["_target_"])]
-    batch = max([settings[key], *fixed]) if key == "sample_batch_size" else settings[key]
+    batch = settings[key]
+    if key == "train_batch_size":  # of a GPU its own process alone has the memory
+        processes = int(os.environ.get("WORLD_SIZE", "1")) if device.type == "cuda" else 1
+        batch //= settings.get("accumulation_steps", 1) * processes
+    if key == "sample_batch_size":
+        batch = max(batch, settings.get("network_batch_size", 1))
     needed = BYTES_PER_VOXEL[key] * batch * settings["image_size"] ** 3
     if device.type == "cuda":
         there, where = torch.cuda.get_device_properties(device).total_memory, "the GPU has"
     else:
         there, where = psutil.virtual_memory().available, "free are"
+    less = {"train_batch_size": " or more accumulation_steps", "sample_batch_size": " and network_batch_size"}
     if needed > there:
         raise SettingError(
             f"image_size={settings['image_size']}: batches of {batch} take about {needed / 2**30:.1f} GiB of memory; "
-            f"{where} {there / 2**30:.1f} GiB. A smaller image_size{'' if fixed else f' or {key}'} takes less."
+            f"{where} {there / 2**30:.1f} GiB. A smaller image_size or {key}{less.get(key, '')} takes less."
         )

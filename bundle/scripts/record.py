@@ -16,8 +16,8 @@ UNRECORDED = (
     *("imports", "initialize", "run", "finalize", "_meta_", "_desc_", "any_config"),
     *TRACKING,
 )
-# Files of weights, which count by what is in them.
-FILES = {"autoencoder_file": "autoencoder_path", "model_file": "model_path"}
+# Files that count by what is in them.
+FILES = {"autoencoder_file": "autoencoder_path", "model_file": "model_path", "requests": "requests"}
 
 
 class RunRecord:
@@ -28,7 +28,7 @@ class RunRecord:
 
     Attributes:
         values: each leaf of the config that matters, by its id (``loss#kl_weight``), as text; instead of the path of a
-            file of weights, the digest of its content.
+            file that is read, the digest of its content.
     """
 
     def __init__(self, ignore: Iterable[str] = ()) -> None:

@@ -21,6 +21,7 @@ PLACES = {
     "autoencoder_path": ("models/model_autoencoder.pt", "runs/autoencoder/model_autoencoder.pt"),
     "model_path": ("models/model.pt", "runs/diffusion/model.pt"),
 }
+CONDITIONAL = ("models/model_conditional.pt", "runs/conditional/model.pt")  # of a generator that knows conditions
 
 
 def save_weights(network: nn.Module, path: str | os.PathLike, dtype: torch.dtype = torch.float32) -> None:
@@ -47,7 +48,7 @@ def write_state(weights: Mapping[str, Any], path: str | os.PathLike) -> None:
         raise PlainError(explain_full(path, cause)) from error
 
 
-def find_weights(path: str | os.PathLike, key: str, bundle_root: str | os.PathLike) -> str:
+def find_weights(path: str | os.PathLike, key: str, bundle_root: str | os.PathLike, conditional: bool = False) -> str:
     """Find the weights that a key stands for, and say which they are.
 
     Args:
@@ -55,13 +56,14 @@ def find_weights(path: str | os.PathLike, key: str, bundle_root: str | os.PathLi
             released ones.
         key: name of the key.
         bundle_root: the bundle's folder.
+        conditional: whether a generator that knows conditions is meant.
 
     Returns:
         Path of the file.
     """
     if str(path) != "auto":
         return os.fspath(path)
-    released, trained = (Path(bundle_root) / place for place in PLACES[key])
+    released, trained = (Path(bundle_root) / place for place in (CONDITIONAL if conditional else PLACES[key]))
     if trained.is_file():
         logger.info("%s: %s, trained here (--%s %s takes the released weights)", key, trained, key, released)
         return str(trained)
@@ -73,7 +75,8 @@ def load_weights(network: nn.Module, path: str | os.PathLike, key: str) -> nn.Mo
     """Read a state dict into a network.
 
     Args:
-        network: what to load into; it stays as it is when the file does not fit.
+        network: what to load into; it stays as it is when the file does not fit. If it has a method ``check_weights``,
+            this is called with the weights first, and may say in the user's terms why they do not.
         path: the file to read.
         key: name of the setting that gave ``path``, for the errors.
 
@@ -85,6 +88,8 @@ def load_weights(network: nn.Module, path: str | os.PathLike, key: str) -> nn.Mo
     """
     where = f"{key}={os.fspath(path)!r}"
     weights = read_state(path, where)
+    if (check := getattr(network, "check_weights", None)) is not None:
+        check(weights, where)
     differences = compare_states(weights, network.state_dict())
     if differences:
         shown = "; ".join(differences[:3]) + (f"; and {len(differences) - 3} more" if len(differences) > 3 else "")

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ..distributed import gather_shares, take_share
 from ..model.autoencoder import VolumeAutoencoder, take_volumes
+from .conditions import CONDITION, ConditionedVolumes
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,8 @@ class EncodedLatents(Dataset):
     The autoencoder is frozen, so one pass over the volumes gives their latents; a few megabytes hold what would
     otherwise be encoded again in every epoch. The pass waits for the first item, or the scale factor, to be read; of
     several processes each encodes its share. An item is a dictionary: under ``CommonKeys.IMAGE`` the scaled latents,
-    shape (C, d, h, w); ``index``.
+    shape (C, d, h, w); ``index``; and under ``CONDITION``, if some are named, the numbers that go with the volume,
+    shape (K,), NaN where one is missing.
 
     Of the autoencoder's posterior it takes the mean, not a draw. The draw's noise would be decoded too: it blurs radius
     and centre by more than the decoder's own error, and a diffusion model that has learned it returns it.
@@ -40,6 +42,7 @@ class EncodedLatents(Dataset):
         scaled_as: another set of latents, whose scale factor to use; ``None`` measures it over this dataset, as Rombach
             et al. (2022), "High-Resolution Image Synthesis with Latent Diffusion Models", appendix G, do over one
             batch: the inverse of the standard deviation of all latents.
+        conditions: names of the K numbers of each volume that go with its latents, as ``read_condition`` knows them.
 
     Attributes:
         scale: what the latents are multiplied with, a tensor without dimensions; NaN until they are encoded, then
@@ -53,23 +56,30 @@ class EncodedLatents(Dataset):
         batch_size: int = 8,
         num_workers: int = 0,
         scaled_as: EncodedLatents | None = None,
+        conditions: Sequence[str] = (),
     ) -> None:
         self.data = data
         self.autoencoder = autoencoder
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.scaled_as = scaled_as
+        self.conditions = tuple(conditions)
         self.scale = torch.tensor(math.nan)
 
-    @cached_property
+    @property
     def latents(self) -> torch.Tensor:
         """The unscaled latents of all volumes, (N, C, d, h, w); encodes them."""
+        return self.encoded[0]
+
+    @cached_property
+    def encoded(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The unscaled latents of all volumes, (N, C, d, h, w), and their numbers, (N, K); encodes the volumes."""
         device = next(self.autoencoder.parameters()).device
         # A generator of its own, for the pass must not change what a training draws around it.
         generator = torch.Generator()
-        share = take_share(self.data)
+        share = take_share(ConditionedVolumes(self.data, self.conditions) if self.conditions else self.data)
         batches = DataLoader(share, self.batch_size, num_workers=self.num_workers, generator=generator)
-        latents = []
+        latents, numbers = [], []
         self.autoencoder.eval()
         with torch.no_grad():
             for batch in tqdm(batches, "encoding", unit="batch", leave=False, disable=idist.get_rank() > 0):
@@ -77,7 +87,10 @@ class EncodedLatents(Dataset):
                 # Copied into numpy's memory: kept as they are, among the encoder's large activations, these small
                 # tensors fragment the host's memory: 22 GB of it over 8,192 volumes.
                 latents.append(mean.cpu().numpy().copy())
-        return gather_shares(torch.from_numpy(np.concatenate(latents)))
+                if self.conditions:
+                    numbers.append(batch[CONDITION])
+        whole = gather_shares(torch.from_numpy(np.concatenate(latents)))
+        return whole, gather_shares(torch.cat(numbers)) if numbers else whole.new_empty(len(whole), 0)
 
     @cached_property
     def scale_factor(self) -> float:
@@ -107,28 +120,42 @@ class EncodedLatents(Dataset):
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         """Return the items of a batch, which ``DataLoader`` then asks for at once: several times faster."""
-        rows = zip(self.latents[indices] * self.scale_factor, indices, strict=True)
-        return [{CommonKeys.IMAGE: latents, "index": index} for latents, index in rows]
+        latents, numbers = (part[indices] for part in self.encoded)
+        rows = zip(latents * self.scale_factor, indices, strict=True)
+        items: list[dict[str, Any]] = [{CommonKeys.IMAGE: latents, "index": index} for latents, index in rows]
+        if self.conditions:
+            items = [{**item, CONDITION: row} for item, row in zip(items, numbers, strict=True)]
+        return items
 
 
 class LatentNoise(Dataset):
     """Standard normal noise for a generator of volumes, by seed and index.
 
     Item ``i`` of seed ``s`` is always the same: ``CommonKeys.IMAGE`` is the latent noise, of ``latent_shape``;
-    ``texture`` the noise of the voxels, of ``volume_shape``; ``index`` is ``i``.
+    ``texture`` the noise of the voxels, of ``volume_shape``; ``index`` is ``i``; under ``CONDITION``, if volumes are
+    asked for, stands request ``i``.
 
     Args:
         length: number of volumes to generate.
         latent_shape: channels and size of the latents.
         volume_shape: channels and size of a volume.
         seed: a non-negative integer; another seed gives other volumes.
+        requests: what each volume is asked for, (length, K), as ``read_requests`` returns it.
     """
 
-    def __init__(self, length: int, latent_shape: Sequence[int], volume_shape: Sequence[int], seed: int = 0) -> None:
+    def __init__(
+        self,
+        length: int,
+        latent_shape: Sequence[int],
+        volume_shape: Sequence[int],
+        seed: int = 0,
+        requests: torch.Tensor | None = None,
+    ) -> None:
         self.length = length
         self.latent_shape = tuple(latent_shape)
         self.volume_shape = tuple(volume_shape)
         self.seed = seed
+        self.requests = requests
 
     def __len__(self) -> int:
         return self.length
@@ -139,4 +166,5 @@ class LatentNoise(Dataset):
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(index,)))
         latents = rng.standard_normal(self.latent_shape, dtype=np.float32)
         texture = rng.standard_normal(self.volume_shape, dtype=np.float32)
-        return {CommonKeys.IMAGE: torch.from_numpy(latents), "texture": torch.from_numpy(texture), "index": index}
+        item = {CommonKeys.IMAGE: torch.from_numpy(latents), "texture": torch.from_numpy(texture), "index": index}
+        return item if self.requests is None else {**item, CONDITION: self.requests[index]}

@@ -13,6 +13,8 @@ from torch.utils.data import Dataset
 
 from ..checks import SettingError, is_integer, is_number
 
+PARAMETERS = ("r", "cx", "cy", "cz", "a", "b")
+
 # Independent streams of random numbers: no volume of one is ever a volume of another, whatever the seed.
 STREAMS = ("train", "validation", "test", "baseline", "reference")
 
@@ -86,6 +88,12 @@ class SphereLaw:
         c = rng.uniform(r, self.size - r, size=3)
         a = rng.uniform(self.a_min, self.a_max + 0.0)  # numpy takes -0.0 for a bound below 0.0
         return {"r": r, "c": c, "a": a, "b": rng.uniform(self.b_min, self.b_max)}
+
+    def bounds(self, name: str) -> tuple[float, float]:
+        """Return the least and the greatest value of one of ``PARAMETERS``, whatever the others are."""
+        if name.startswith("c"):
+            return self.r_min, self.size - self.r_min
+        return getattr(self, f"{name}_min"), getattr(self, f"{name}_max")
 
     def support(self, r: float, c: np.ndarray) -> tuple[tuple[slice, slice, slice], np.ndarray]:
         """Find the voxels whose centre is at most ``r`` from ``c``.

@@ -1,10 +1,10 @@
-"""The fidelity figure: measured parameters against the law, and slices of typical volumes and of the worst."""
+"""The figures of an evaluation: measured parameters against the law, slices of volumes, and control by requests."""
 
 from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure, FigureBase
@@ -13,6 +13,7 @@ from scipy import stats
 from torch.utils.data import Dataset
 
 from ..data.spheres import SphereLaw
+from .control import Case
 from .fidelity import standardise
 from .measurement import PARAMETERS
 from .slices import describe_sphere, draw_volumes, save_figure
@@ -85,4 +86,43 @@ def plot_fidelity(
             title = textwrap.fill(reasons[i], 24) or kind
             titles.append(f"{title}\n{sphere}\nDice {measured['dice'][i]:.3f}")
     draw_volumes(below, items, titles, across=2)
+    save_figure(figure, path, dpi=100)
+
+
+def plot_control(cases: Sequence[Case], path: str | os.PathLike) -> None:
+    """Draw how well requests are obeyed and whether the rest follows the law, and what guidance does to both.
+
+    Args:
+        cases: as ``evaluate_control`` returns them. The guidance of those that ask for the same is shown at the right.
+        path: the PNG to write; its folder is made.
+    """
+    plain = [case for case in cases if case.guidance == 1]
+    figure = Figure(figsize=(15, 5), layout="constrained")
+    control, calibration, guided = figure.subplots(1, 3)
+    for axis, kind in ((control, "rmse"), (calibration, "ks")):
+        axis.axhline(1, color="C3", linewidth=0.8)
+        for name in PARAMETERS:
+            shares = [
+                case.share(f"{kind}_{name}") if (name in case.asked) == (kind == "rmse") else None for case in plain
+            ]
+            shown = [(i, share) for i, share in enumerate(shares) if share is not None]
+            axis.plot(*zip(*shown, strict=True) if shown else ([], []), "o", label=name, alpha=0.8)
+        axis.set_xticks(range(len(plain)), [case.label for case in plain], rotation=45, ha="right", fontsize=8)
+        axis.set_ylim(bottom=0)
+        axis.legend(fontsize=7, ncols=2)
+    control.set(title="control: what was asked", ylabel="root mean square error / its limit")
+    calibration.set(title="calibration: what was free", ylabel="KS statistic / its limit")
+    groups = [[other for other in cases if other.asked == case.asked] for case in plain]
+    for i, group in enumerate(group for group in groups if len(group) > 1):
+        group = sorted(group, key=lambda case: case.guidance)
+        for kind, line, names in (("rmse", "-", group[0].asked), ("ks", "--", group[0].free)):
+            worst = [max((case.share(f"{kind}_{name}") or 0.0 for name in names), default=0.0) for case in group]
+            what = "error asked" if kind == "rmse" else "KS free"
+            guided.plot(
+                [case.guidance for case in group], worst, f"o{line}", color=f"C{i}", label=f"{group[0].label}: {what}"
+            )
+    guided.axhline(1, color="C3", linewidth=0.8)
+    guided.set(title="guidance", xlabel="guidance; 1 is none", ylabel="largest / its limit")
+    if len(guided.lines) > 1:
+        guided.legend(fontsize=7)
     save_figure(figure, path, dpi=100)

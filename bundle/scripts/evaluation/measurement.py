@@ -12,9 +12,8 @@ from scipy import ndimage
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ..data.spheres import PARAMETERS
 from .ball import distances, fit_ball
-
-PARAMETERS = ("r", "cx", "cy", "cz", "a", "b")
 
 # What is known of each volume: its parameters, how well a ball fits it, and statistics of the values in the ball.
 COLUMNS = (

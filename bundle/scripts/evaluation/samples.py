@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,11 @@ logger = logging.getLogger(__name__)
 TABLE, RECORD = "samples.csv", "samples.json"
 # What a run writes beside its volumes: moved away with them, where a user's own files stay.
 BESIDE = (TABLE, RECORD, "preview.png", "report.html", "run.json")
+
+
+def _round(value: float) -> float:
+    # six digits are more than a measurement of a volume is worth
+    return float(f"{value:.6g}")
 
 
 class SampleFolder:
@@ -111,19 +118,33 @@ class SampleWriter:
     """Writes the volumes that an evaluator generates, the parameters measured in each, and a preview.
 
     ``samples.csv`` has a row for each volume: ``file`` and what was measured in it. ``preview.png`` shows the slices of
-    the first volumes.
+    the first volumes. What a volume was asked for stands beside what was measured, with the difference of the two:
+    measured less asked.
 
     Args:
         folder: where to write.
         preview_size: how many volumes to show.
         spacing: size of a voxel along each axis, in mm.
+        conditions: names of the K values that volumes can be asked for.
+        asked: what they are asked for, (N, K), NaN where a value is free; ``None`` for nothing.
     """
 
-    def __init__(self, folder: SampleFolder, preview_size: int = 8, spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> None:
+    def __init__(
+        self,
+        folder: SampleFolder,
+        preview_size: int = 8,
+        spacing: Sequence[float] = (1.0, 1.0, 1.0),
+        conditions: Sequence[str] = (),
+        asked: torch.Tensor | None = None,
+    ) -> None:
         self.folder = folder
         self.preview_size = preview_size
         self.affine = torch.diag(torch.tensor([*spacing, 1.0], dtype=torch.float64))
         self.measure = measure_spheres if folder.prefix == "sphere" else measure_values
+        columns = () if asked is None else asked.T.tolist()
+        named = zip(conditions, columns, strict=True) if columns else ()
+        # those that no volume is asked for have no columns in the table
+        self.asked = {name: values for name, values in named if not all(map(math.isnan, values))}
         self.rows: dict[int, dict[str, Any]] = {}
         self.save = SaveImage(
             output_dir=folder.path,
@@ -151,9 +172,18 @@ class SampleWriter:
     def _note(self, index: int, volume: torch.Tensor) -> None:
         # one at a time, for in a batch a sum's last digit may depend on its neighbours
         measured = self.measure(volume[None])
-        # six digits are more than a measurement of a volume is worth
-        values = {name: float(f"{value.item():.6g}") for name, value in measured.items()}
-        self.rows[index] = {"file": self.folder.file(index).name, **values}
+        values = {name: _round(value.item()) for name, value in measured.items()}
+        row: dict[str, Any] = {"file": self.folder.file(index).name}
+        for name in {**values, **self.asked}:
+            if name in values:
+                row[name] = values[name]
+            if name in self.asked:
+                asked = self.asked[name][index]
+                free = math.isnan(asked)
+                row[f"{name}_asked"] = "" if free else _round(asked)
+                if name in values:
+                    row[f"{name}_difference"] = "" if free else _round(values[name] - asked)
+        self.rows[index] = row
 
     def finish(self) -> None:
         """Write the table and the preview, of all volumes that the folder is to hold, once every process is done."""
@@ -171,10 +201,14 @@ class SampleWriter:
             table.writeheader()
             table.writerows(rows)
         shown = rows[: self.preview_size]
-        titles = [f"{row['file']}\n{describe_volume(row)}" for row in shown]
+        titles = ["\n".join([row["file"], describe_volume(row), *self._describe_request(row)]) for row in shown]
         items = [{"": self._read(index)} for index in range(len(shown))]
         plot_volumes(items, titles, self.folder.path / "preview.png", across=2)
         logger.info("%d volumes in %s", len(rows), self.folder.path)
+
+    def _describe_request(self, row: Mapping[str, Any]) -> list[str]:
+        asked = [f"{name} = {row[f'{name}_asked']:g}" for name in self.asked if row[f"{name}_asked"] != ""]
+        return textwrap.wrap(f"asked: {', '.join(asked)}", 28) if asked else []
 
     def _read(self, index: int) -> torch.Tensor:
         image: Any = nibabel.load(self.folder.file(index))

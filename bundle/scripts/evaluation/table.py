@@ -37,6 +37,9 @@ LABELS = {
     "ms_ssim": "multi-scale SSIM between volumes",
     "classifier": "classifier's held-out accuracy",
     "copies": "nearer to training than held-out",
+    **{f"rmse_{name}": f"{name} less asked, root mean square" for name in PARAMETERS},
+    **{f"bias_{name}": f"{name} less asked, mean" for name in PARAMETERS},
+    **{f"error_{name}": f"{name} less asked, 95% are within" for name in PARAMETERS},
 }
 
 

@@ -45,6 +45,10 @@ class VolumeAutoencoder(nn.Module):
         log_variance: initial logarithm of the posterior's variance. A new network draws its latents with unit
             variance, which buries the faint traces of ``a`` and ``b``; starting quiet lets the decoder find them.
             ``None`` leaves the network as it is.
+        activation_checkpointing: whether a training step keeps no activations of encoder and decoder, but computes
+            them again for the gradients; by the network's own means (MONAI's ``use_checkpoint``).
+        decoder_inferer: decodes volumes in windows, a ``SlidingWindowInferer`` of MONAI's; ``None`` decodes each as a
+            whole. A window is normalised, and attended to, by itself, so that its voxels are others than the whole's.
 
     Raises:
         SettingError: when the network has other channels.
@@ -59,6 +63,8 @@ class VolumeAutoencoder(nn.Module):
         latent_block_size: int = 1,
         dtype: torch.dtype = torch.float32,
         log_variance: float | None = None,
+        activation_checkpointing: bool = False,
+        decoder_inferer: Inferer | None = None,
     ) -> None:
         super().__init__()
         for there, name, expected in (
@@ -75,6 +81,9 @@ class VolumeAutoencoder(nn.Module):
         # 3D convolutions on few channels run about twice as fast with the channels last.
         self.network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.dtype = dtype
+        self.decoder_inferer = decoder_inferer
+        if activation_checkpointing:  # by its name in MONAI, and in monai-generative
+            self.network.use_checkpoint = self.network.use_checkpointing = True
         if log_variance is not None:
             nn.init.constant_(self.network.quant_conv_log_sigma.conv.bias, log_variance)
 
@@ -107,6 +116,9 @@ class VolumeAutoencoder(nn.Module):
         Returns:
             The channels of ``ZeroInflatedNormal.from_channels``, shape (B, 3, D, H, W), float32.
         """
+        return self._decode(z) if self.decoder_inferer is None else self.decoder_inferer(z, self._decode)
+
+    def _decode(self, z: torch.Tensor) -> torch.Tensor:
         with autocast(z, self.dtype):
             blocks = self.network.decode(pixelshuffle(z, 3, self.latent_block_size))
         # Whoever reads one channel then reads consecutive voxels.
@@ -143,9 +155,7 @@ class DeterministicAutoencoder(VolumeAutoencoder):
 
     Args:
         network: as for ``VolumeAutoencoder``, with 1 channel in and block_size^3 out.
-        block_size: as there.
-        latent_block_size: as there.
-        dtype: as there.
+        block_size: as there, and so are all that follow.
 
     Attributes:
         kl: Kullback-Leibler divergence of the last forward pass's latents from N(0, 1), summed over the latents of a

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..distributed import draw_share, randn_share
 from ..environment import autocast
+from .tokens import ConditionTokens
 
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
@@ -53,11 +54,26 @@ class VelocityPrepareBatch(VPredictionPrepareBatch):
         num_train_timesteps: as the scheduler's.
         fixed: whether an item's draws are the same every time, whatever the batch: by its ``index``, which it then
             needs, the timesteps spread evenly. The validation losses of two epochs then differ by the network alone.
+        tokens: makes what the network is asked for of the numbers of each item, under ``condition_name``; ``None`` asks
+            for nothing.
+        condition_name: key of these numbers in a batch, (B, K), NaN where one is missing.
     """
 
-    def __init__(self, scheduler: Scheduler | RFlowScheduler, num_train_timesteps: int, fixed: bool = False) -> None:
-        super().__init__(scheduler=scheduler, num_train_timesteps=num_train_timesteps)
+    def __init__(
+        self,
+        scheduler: Scheduler | RFlowScheduler,
+        num_train_timesteps: int,
+        fixed: bool = False,
+        tokens: ConditionTokens | None = None,
+        condition_name: str = "condition",
+    ) -> None:
+        super().__init__(
+            scheduler=scheduler,
+            num_train_timesteps=num_train_timesteps,
+            condition_name=None if tokens is None else condition_name,
+        )
         self.fixed = fixed
+        self.tokens = tokens
         self.indices: list[int] = []  # of the batch at hand
 
     def __call__(
@@ -67,10 +83,32 @@ class VelocityPrepareBatch(VPredictionPrepareBatch):
         non_blocking: bool = False,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor, tuple, dict]:
-        """Prepare a batch of latents, as ``EncodedLatents`` has them: (latents, velocity, (), noise and timesteps)."""
+        """Prepare a batch of latents, as ``EncodedLatents`` has them.
+
+        Returns:
+            Latents, velocity, no arguments, and by name noise, timesteps and, with tokens, the condition.
+        """
+        batch = dict(batchdata)
         if self.fixed:
-            self.indices = batchdata["index"].tolist()
-        return super().__call__(dict(batchdata), device, non_blocking, **kwargs)
+            self.indices = batch["index"].tolist()
+        if self.tokens is not None and self.condition_name is not None:
+            batch[self.condition_name] = self.tokens(self.hide(batch[self.condition_name]))
+        return super().__call__(batch, device, non_blocking, **kwargs)
+
+    def hide(self, values: torch.Tensor) -> torch.Tensor:
+        """Set values (B, K) to NaN at random, so that the network learns to be asked for any of them.
+
+        Each item has a probability of its own, drawn evenly, with which each of its values is hidden. So every number
+        of known values is equally likely, from none, which is the model without conditions, to all.
+        """
+        size = 1 + values.shape[1]
+        if self.fixed:
+            # other numbers than those of the noise, which has the index for its seed
+            generators = (torch.Generator().manual_seed(-1 - index) for index in self.indices)
+            draws = torch.stack([torch.rand(size, generator=generator) for generator in generators])
+        else:
+            draws = draw_share(lambda count: torch.rand(count, size), len(values))
+        return torch.where(draws[:, 1:] < draws[:, :1], math.nan, values)
 
     def get_noise(self, images: torch.Tensor) -> torch.Tensor:
         """Return the noise for a batch of latents (B, C, d, h, w), of their shape."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from monai.inferers import Inferer, LatentDiffusionInferer
@@ -16,6 +17,7 @@ from .autoencoder import VolumeAutoencoder
 from .diffusion import speed_up
 from .distributions import ZeroInflatedNormal
 from .scripting import TracedWhenScripted
+from .tokens import ConditionTokens, read_names
 
 
 class VolumeGenerator(TracedWhenScripted):
@@ -32,11 +34,14 @@ class VolumeGenerator(TracedWhenScripted):
         inferer: makes an inferer with the ``sample`` of ``LatentDiffusionInferer`` from scheduler and scale factor.
         scale_factor: what the latents were multiplied with in training; a tensor is held as it is, and may be filled
             later; loaded weights bring their own.
+        tokens: the conditions that the diffusion model knows; ``None`` for one that knows none.
+        guidance: how much more than asked the velocity follows the request: that for nothing asked, plus so many times
+            the difference of the two (Ho and Salimans 2022, "Classifier-Free Diffusion Guidance"); 1 is none.
 
     Raises:
         SettingError: when ``DDPMScheduler`` is asked for another number of steps than it was trained with, or
             ``DDIMScheduler`` for one that does not divide it, or when the two networks' latents have not the same
-            channels.
+            channels, or when the diffusion model knows conditions and there are no ``tokens``, or the other way round.
     """
 
     def __init__(
@@ -47,6 +52,8 @@ class VolumeGenerator(TracedWhenScripted):
         num_inference_steps: int,
         inferer: Callable[..., LatentDiffusionInferer] = LatentDiffusionInferer,
         scale_factor: float | torch.Tensor = 1.0,
+        tokens: ConditionTokens | None = None,
+        guidance: float = 1.0,
     ) -> None:
         super().__init__()
         self.diffusion_model = diffusion_model
@@ -59,6 +66,14 @@ class VolumeGenerator(TracedWhenScripted):
                     f"diffusion_def#{name}={getattr(diffusion_model, name)}: must be {latent_channels}, the "
                     "latent_channels of autoencoder_def in a block of latent_block_size^3."
                 )
+        if getattr(diffusion_model, "with_conditioning", False) != (tokens is not None):
+            names = [] if tokens is None else list(tokens.names)
+            need = "names with configs/conditional.json merged over this config, and none without"
+            raise SettingError(f"conditions={names}: must be {need}.")
+        if guidance != 1 and tokens is None:
+            raise SettingError(f"guidance={guidance}: must be 1, for these networks know no conditions.")
+        self.tokens = tokens
+        self.guidance = guidance
         self.scale_factor: torch.Tensor
         self.register_buffer("scale_factor", torch.as_tensor(scale_factor))
         self.num_train_timesteps: torch.Tensor
@@ -78,11 +93,24 @@ class VolumeGenerator(TracedWhenScripted):
         self._make_inferer = inferer
         self.requires_grad_(False)  # what is generated, or exported, carries no graph
 
-    def example_input(self) -> torch.Tensor:
-        """Return noise for one volume, to trace with."""
+    def example_input(self) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Return noise for one volume, and what it is asked for if it can be, to trace with."""
         size = 2 ** max(1, len(self.diffusion_model.block_out_channels) - 1)  # each level but one halves it
         shape = (1, self.diffusion_model.in_channels, size, size, size)
-        return torch.zeros(shape, device=self.scale_factor.device)
+        noise = torch.zeros(shape, device=self.scale_factor.device)
+        return noise if self.tokens is None else {"noise": noise, "condition": self.tokens.free(1)}
+
+    def check_weights(self, weights: Mapping[str, torch.Tensor], where: str) -> None:
+        """Refuse weights that know other conditions; ``where`` begins the message of the ``SettingError``."""
+        here = self.tokens.names if self.tokens is not None else ()
+        there = read_names(weights)
+        if there == here:
+            return
+        if not there:
+            must = "must be weights of a training with configs/conditional.json"
+            raise SettingError(f"{where}: knows no conditions, and conditions={list(here)}: {must}.")
+        must = f"must be {list(there)}, with configs/conditional.json merged over this config"
+        raise SettingError(f"conditions={list(here)}: {must}, for the weights of {where}.")
 
     @property
     def scheduler(self) -> Scheduler:
@@ -90,24 +118,36 @@ class VolumeGenerator(TracedWhenScripted):
         return self._scheduler[0]
 
     @torch.no_grad()
-    def forward(self, noise: torch.Tensor, texture: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, noise: torch.Tensor, texture: torch.Tensor | None = None, condition: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Generate volumes.
 
         Args:
             noise: standard normal latents, shape (B, C, d, h, w).
             texture: standard normal noise of the voxels, shape (B, 1, D, H, W); ``None`` draws it.
+            condition: what is asked for, shape (B, K), in the order of the tokens' names, NaN where a value is free;
+                ``None`` asks for nothing.
 
         Returns:
             Volumes, shape (B, 1, D, H, W), float32, background exactly 0.
         """
         # MONAI's annotations name its own networks and floats; what it uses of them is what these have.
         inferer = self._make_inferer(self.scheduler, scale_factor=self.scale_factor)
+        asked: dict[str, Any] = {}
+        if self.tokens is not None:
+            if condition is None:
+                condition = self.tokens.free(len(noise)).to(noise)
+            asked["conditioning"] = self.tokens(condition)
+            if self.guidance != 1:
+                asked |= {"cfg": self.guidance, "cfg_fill_value": self.tokens.FREE}
         with autocast(noise, self.autoencoder.dtype):
             channels: torch.Tensor = inferer.sample(
                 noise,
                 self.autoencoder,  # type: ignore[arg-type]
                 self.diffusion_model,
                 verbose=False,
+                **asked,
             )  # type: ignore[assignment]
         voxels = ZeroInflatedNormal.from_channels(channels)
         if texture is None:

@@ -13,13 +13,16 @@ class TracedWhenScripted(nn.Module):
     that the networks take.
     """
 
-    def example_input(self) -> torch.Tensor:
-        """Return an input to trace with; subclasses have to."""
+    def example_input(self) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Return an input to trace with, or noise and condition by name; subclasses have to."""
         raise NotImplementedError
 
     def __prepare_scriptable__(self) -> nn.Module:
         """Return what is scripted in place of this module (a protocol of ``torch.jit.script``)."""
-        return _Traced(torch.jit.trace(self, self.example_input(), check_trace=False))
+        example = self.example_input()
+        if isinstance(example, dict):
+            return _TracedConditional(torch.jit.trace(self, example_kwarg_inputs=example, check_trace=False))
+        return _Traced(torch.jit.trace(self, example, check_trace=False))
 
 
 class _Traced(nn.Module):
@@ -31,3 +34,10 @@ class _Traced(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.module(x)
+
+
+class _TracedConditional(_Traced):
+    """The same of a module that takes a condition too."""
+
+    def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return self.module(noise=x, condition=condition)

@@ -20,6 +20,7 @@ import numpy as np
 from ..atomic import replacing
 from ..checks import SettingError
 from ..environment import describe
+from ..evaluation.control import tabulate
 from ..evaluation.lines import Line
 from ..evaluation.table import LABELS
 from .curves import plot_curves, read_events
@@ -36,6 +37,8 @@ CAPTIONS = {
     "preview": "Slices of the first volumes",
     "reconstructions": "Held-out volumes and their reconstructions",
     "fidelity": "The volumes beside what they should be",
+    "control": "How well requests are obeyed, and whether the rest follows the law",
+    "sweep": "One noise; in each row one value is moved through its range",
 }
 
 
@@ -113,6 +116,11 @@ def _read_fidelity(folder: Path) -> dict[str, Any] | None:
     return fidelity
 
 
+def _read_control(folder: Path) -> list[dict[str, str]]:
+    path = folder / "fidelity_conditional.json"
+    return tabulate(json.loads(path.read_text())["cases"]) if path.exists() else []
+
+
 def _draw_curves(folder: Path) -> tuple[dict[str, str], dict[int, dict[str, str]]]:
     curves, pictures = read_events(folder / "tensorboard")
     last_step = max((steps[-1] for group in curves.values() for steps, _ in group.values()), default=0)
@@ -131,7 +139,8 @@ def render_report(output_dir: str | os.PathLike) -> Path:
 
     Args:
         output_dir: the folder. Shown are those that are there of: ``run.json`` (title, settings, environment),
-            ``tensorboard/``, NIfTI volumes, ``samples.csv``, ``fidelity.json`` and PNG files.
+            ``tensorboard/``, NIfTI volumes, ``samples.csv``, ``fidelity.json``, ``fidelity_conditional.json`` and PNG
+            files.
 
     Returns:
         The page: ``report.html``, which needs no other file and no network.
@@ -147,6 +156,7 @@ def render_report(output_dir: str | os.PathLike) -> Path:
         "samples": samples[:MOST_ROWS],
         "volumes": _pack_volumes(folder, samples),
         "fidelity": _read_fidelity(folder),
+        "control": _read_control(folder),
         "curves": curves,
         "slices": slices,
         "pictures": {

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 # What can't change under way, whatever `resume` says: the data and their order, and the networks.
 FIXED = (
-    *("train_size", "encode_size", "train_batch_size", "seed", "image_size", "law", "autoencoder_path"),
+    *("train_size", "encode_size", "train_batch_size", "seed", "image_size", "law", "autoencoder_path", "conditions"),
     *("dataset_dir", "split_seed", "channel", "spacing", "window", "crop", "normalize"),
 )
 
