@@ -1,7 +1,6 @@
 """The instrument: real spheres pass every line at the stated error rates, each wrong generator fails the right one."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -202,7 +201,7 @@ def test_stored_volumes_in_workers():
     """What an evaluator generated comes back bit for bit, in worker processes that are no forks too."""
     store, volumes = VolumeStore(4), torch.stack([SphereDataset(4, HALF)[i]["image"] for i in range(4)])
     store.start()
-    store.keep(SimpleNamespace(state=SimpleNamespace(output={"pred": volumes})))
+    store.add(volumes)
     loader = DataLoader(store, batch_size=4, num_workers=1, multiprocessing_context="spawn")
     (batch,) = loader
     assert torch.equal(batch["image"], volumes)

@@ -19,12 +19,13 @@ from tqdm import tqdm
 
 from ..atomic import replacing
 from ..checks import SettingError, is_number, suggest
-from ..data.conditions import CONDITION, ConditionedVolumes
+from ..data.conditions import CONDITION, read_condition
 from ..data.spheres import PARAMETERS, SphereLaw
 from ..model.generator import VolumeGenerator
 from .fidelity import score_parameters
 from .lines import Line
-from .measurement import SphereMetric
+from .measurement import measure_dataset
+from .store import VolumeStore
 
 logger = logging.getLogger(__name__)
 
@@ -150,20 +151,17 @@ def evaluate_control(
         cases: each ``{"asked": names, "guidance": number}``.
         inferer: runs the model on batches.
         batch_size: volumes at a time.
-        num_workers: processes that make the items.
-        device: of the model; volumes are measured there.
+        num_workers: processes that make the items, and measure the volumes.
+        device: of the model; without other processes volumes are measured there.
 
     Returns:
         What was found, case by case.
     """
     assert generator.tokens is not None
     names = generator.tokens.names
-    metric, truth = SphereMetric(), []
-    volumes = DataLoader(ConditionedVolumes(spheres, names), batch_size, num_workers=num_workers)
-    for batch in tqdm(volumes, desc="real spheres", leave=False):
-        metric(batch[CommonKeys.IMAGE].to(device))
-        truth.append(batch[CONDITION])
-    real, true = metric.aggregate(), torch.cat(truth)
+    count = len(spheres)  # type: ignore[arg-type]
+    true = torch.stack([read_condition(spheres[i], names) for i in range(count)])
+    real = measure_dataset(spheres, batch_size, num_workers, device=device)
     real_lines = score_parameters(real, law)
 
     generator.eval()
@@ -173,12 +171,13 @@ def evaluate_control(
         wanted = {name: true[:, names.index(name)].double().numpy() for name in asked}
         requests = torch.where(torch.tensor([name in asked for name in names]), true, math.nan)
         generator.guidance = float(case["guidance"])
-        metric = SphereMetric()
+        store = VolumeStore(count)
+        store.start()
         items = DataLoader(noise(requests=requests), batch_size, num_workers=num_workers)
         for batch in tqdm(items, desc=f"request {number} of {len(cases)}", leave=False):
             latents, *others = (batch[key].to(device) for key in (CommonKeys.IMAGE, "texture", CONDITION))
-            metric(inferer(latents, generator, *others))
-        measured = metric.aggregate()
+            store.add(inferer(latents, generator, *others))
+        measured = measure_dataset(store, batch_size, num_workers, device=device)
         lines = score_parameters(measured, law) | score_control(measured, wanted)
         found.append(Case(asked, generator.guidance, lines, real_lines | score_control(real, wanted)))
     return found

@@ -172,6 +172,22 @@ def split_columns(table: torch.Tensor) -> dict[str, np.ndarray]:
     return dict(zip(COLUMNS, table.double().cpu().numpy().T, strict=True))
 
 
+class _Measurements(Dataset[torch.Tensor]):
+    """What ``measure_spheres`` finds in each volume of a dataset, shape (len(COLUMNS),)."""
+
+    def __init__(self, volumes: Dataset, tolerance: float, device: torch.device | str) -> None:
+        self.volumes = volumes
+        self.tolerance = tolerance
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self.volumes)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        measured = measure_spheres(self.volumes[index][CommonKeys.IMAGE][None].to(self.device), self.tolerance)
+        return torch.cat([measured[name] for name in COLUMNS])
+
+
 def measure_dataset(
     volumes: Dataset,
     batch_size: int = 16,
@@ -183,15 +199,14 @@ def measure_dataset(
 
     Args:
         volumes: N items with volumes (1, D, H, W) under ``CommonKeys.IMAGE``.
-        batch_size: volumes measured at a time.
-        num_workers: processes that make the volumes.
+        batch_size: volumes between two steps of the progress bar.
+        num_workers: processes that make and measure the volumes, on the CPU; 0 measures them in this one.
         tolerance: see ``measure_spheres``.
-        device: where they are measured.
+        device: where they are measured in this process.
 
     Returns:
         Arrays of shape (N,) under the names of ``COLUMNS``.
     """
-    metric = SphereMetric(tolerance)
-    for batch in tqdm(DataLoader(volumes, batch_size, num_workers=num_workers), desc="measuring", leave=False):
-        metric(batch[CommonKeys.IMAGE].to(device))
-    return metric.aggregate()
+    rows = _Measurements(volumes, tolerance, "cpu" if num_workers else device)
+    batches = tqdm(DataLoader(rows, batch_size, num_workers=num_workers), desc="measuring", leave=False)
+    return split_columns(torch.cat([batch.cpu() for batch in batches]))

@@ -45,8 +45,12 @@ class VolumeStore(Dataset[dict[str, torch.Tensor]]):
         self.places.clear()
 
     def keep(self, engine: Workflow) -> None:
-        """Keep a batch."""
-        volumes = gather_shares(engine.state.output[CommonKeys.PRED])[: self.count - len(self.places)]
+        """Keep the batch that an evaluator generated."""
+        self.add(gather_shares(engine.state.output[CommonKeys.PRED]))
+
+    def add(self, volumes: torch.Tensor) -> None:
+        """Keep volumes, (B, 1, D, H, W), of all processes."""
+        volumes = volumes[: self.count - len(self.places)]
         for volume in volumes.cpu().numpy() if idist.get_rank() == 0 else ():
             values = volume[volume != 0]
             self.shape = volume.shape
