@@ -62,7 +62,8 @@ conditional: dev  ## train the model that can be asked for a sphere, release it,
 	$(TOOL) tools.documents
 
 sweep: setup  ## a picture of what each condition does to a volume, into bundle/runs/sweep
-	cd bundle && $(BUNDLE) --config_file "['configs/inference.json',$(CONDITIONAL),'configs/inference_sweep.json']"
+	cd bundle && $(BUNDLE) --config_file "['configs/inference.json',$(CONDITIONAL),'configs/inference_sweep.json']" \
+		--model_path models/model_conditional.pt
 
 evaluate: setup  ## the released weights against the truth, into bundle/runs/evaluate
 	cd bundle && $(BUNDLE) --config_file configs/evaluate.json $(RELEASED)

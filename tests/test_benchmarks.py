@@ -121,5 +121,5 @@ def test_ring_of_gpus():
 
 def test_steps_are_measured():
     settings = {"image_size": 32, "train_batch_size": 4, "accumulation_steps": 2, "device": "cpu"}
-    seconds, size = measure_steps("train_autoencoder", "smoke", steps=3, **settings)
-    assert 0 < seconds < 60 and 0 < size < 1e10
+    seconds, _ = measure_steps("train_autoencoder", "smoke", steps=3, **settings)
+    assert 0 < seconds < 60

@@ -31,6 +31,7 @@ LAW = SphereLaw()
 RANGES = torch.tensor(find_ranges(PARAMETERS, LAW), dtype=torch.float64)
 NAN = float("nan")
 SETTINGS = {"image_size": 32, "precision": "float32"}
+RELEASED = {"model_path": str(BUNDLE / "models" / "model_conditional.pt")}
 
 
 @pytest.fixture(scope="module")
@@ -274,6 +275,14 @@ def test_wrong_table(content, said, tmp_path):
     assert said in str(failure.value) and str(path) in str(failure.value)
 
 
+def test_free_row_of_one_column(tmp_path):
+    """An empty cell that is the whole line."""
+    path = tmp_path / "requests.csv"
+    path.write_text("r\n20\n\n30\n")
+    requests = read_requests(PARAMETERS, RANGES, 3, requests=str(path))
+    assert requests[[0, 2], 0].tolist() == [20, 30] and requests[1].isnan().all()
+
+
 def test_wrong_json(tmp_path):
     path = tmp_path / "requests.json"
     for content in ("{", "{}", "[1]", "[]", '[{"r": true}]', '[{"r": "20"}, {"r": [1]}]'):
@@ -327,27 +336,28 @@ def test_control_of_real_spheres():
         wrong = score_control({**measured, name: measured[name] + shift}, asked)
         assert [key for key, line in wrong.items() if not line.ok] == [f"rmse_{name}"]
         assert wrong[f"bias_{name}"].value == pytest.approx(shift, abs=0.02)
-        assert wrong[f"error_{name}"].value == pytest.approx(abs(shift), rel=0.5)
+        assert wrong[f"quantile_{name}"].value == pytest.approx(abs(shift), rel=0.5)
     # a volume without a sphere counts as not valid, and has no error
     empty = {name: np.where(np.arange(48) == 5, np.nan, values) for name, values in measured.items()}
     assert score_control(empty, asked)["rmse_r"].count == 47
 
 
 def test_evaluate_conditional(conditional_weights, tmp_path):
-    """JSON, figure and report, of each case; real spheres follow the law whatever was asked."""
+    """JSON, figure and report, of each case; beside them the real spheres, whose errors are within every limit."""
     overlays = ("conditional", "evaluate_conditional", "smoke")
     run_workflow("evaluate", *overlays, **SETTINGS, **conditional_weights, output_dir=str(tmp_path))
     found = read_json(tmp_path / "fidelity_conditional.json")
     assert len(found["cases"]) == 12 and found["cases"][0]["asked"] == list(PARAMETERS)
     for case in found["cases"]:
-        rmse = {name.removeprefix("rmse_") for name in case["real"] if name.startswith("rmse_")}
-        assert rmse == set(case["asked"])
-        assert all(line["ok"] for name, line in case["real"].items() if "ok" in line and name in ("valid", "rmse_r"))
-        assert "valid" in case["volumes"]
+        rmse = {name.removeprefix("rmse_") for name in case["volumes"] if name.startswith("rmse_")}
+        assert rmse <= set(case["asked"]) and "valid" in case["volumes"]  # an untrained model may draw no sphere
+    real = found["real"]["volumes"]
+    assert real["valid"]["ok"] and all(real[f"rmse_{name}"]["ok"] for name in PARAMETERS)
     assert {case["guidance"] for case in found["cases"]} == {1.0, 1.5, 3.0}
     assert (tmp_path / "control.png").stat().st_size > 1e4
     page = (tmp_path / "report.html").read_text()
-    assert "largest KS, free" in page and "How well requests are obeyed" in page
+    for words in ("largest KS, free", "real spheres", "measured less asked", "How well requests are obeyed"):
+        assert words in page
 
 
 @pytest.mark.parametrize(
@@ -371,6 +381,17 @@ def test_evaluate_nothing_asked(conditional_weights, tmp_path):
     assert len(read_json(tmp_path / "fidelity.json")["volumes"]) > 2
 
 
+def test_released_model_obeys(tmp_path):
+    """Sixteen balls have what they were asked for, and are not the same ball."""
+    asked = {"r": 20, "cx": 30, "a": 0.3}
+    run_workflow("inference", "conditional", **RELEASED, output_dir=str(tmp_path), num_samples=16, ask=asked)
+    rows = read_table(tmp_path)
+    for name, limit in (("r", 0.25), ("cx", 0.25), ("a", 0.02)):
+        # the limits of the evaluation; of 16 values a root mean square is 1.53 times the true one once in 500 times
+        assert np.sqrt(np.mean([float(row[f"{name}_difference"]) ** 2 for row in rows])) < 1.53 * limit
+    assert np.std([float(row["cy"]) for row in rows]) > 3
+
+
 # Sweep
 
 
@@ -392,17 +413,11 @@ def test_sweep_requests():
         read_requests(PARAMETERS, RANGES, 1, ask=row, size=64)
 
 
-def test_sweep(conditional_weights, tmp_path):
-    settings = {
-        **SETTINGS,
-        "model_path": conditional_weights["model_path"],
-        "output_dir": str(tmp_path),
-        "sweep_steps": 3,
-    }
-    run_workflow("inference", "conditional", "inference_sweep", "smoke", **settings)
+def test_sweep(tmp_path):
+    """The released model moves what is asked: each picture of the animation is another one."""
+    run_workflow("inference", "conditional", "inference_sweep", **RELEASED, output_dir=str(tmp_path), sweep_steps=3)
     with Image.open(tmp_path / "sweep.gif") as animation:
-        # there and back; frames that are alike may be one
-        assert animation.n_frames in (2, 3, 4) and animation.width > 2 * 6 * 32
+        assert animation.n_frames == 4 and animation.width > 2 * 6 * 64  # there and back
     assert (tmp_path / "sweep.png").stat().st_size > 1e4 and (tmp_path / "report.html").exists()
 
 
@@ -470,25 +485,38 @@ torch.manual_seed(0)
 with torch.no_grad():
     torch.save([model(*torch.load(inputs)), model(*(x[:1] for x in torch.load(inputs)))], result)
 """
+LOAD_ONNX = """
+import importlib.util
+import sys
+
+import onnxruntime
+import torch
+
+assert importlib.util.find_spec("scripts") is None
+path, inputs, result = sys.argv[1:]
+noise, condition = (x.numpy() for x in torch.load(inputs))
+session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+torch.save(torch.from_numpy(session.run(["voxels"], {"noise": noise, "condition": condition})[0]), result)
+"""
 
 
-@pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_exports_take_requests(conditional_weights, guidance, tmp_path):
+def test_exports_take_requests(conditional_weights, tmp_path):
     """Noise and what is asked for, as in Python, where this repository can not be imported."""
     settings = {
         **SETTINGS,
         "model_path": conditional_weights["model_path"],
         "output_dir": str(tmp_path),
-        "guidance": guidance,
+        "guidance": 2.0,
+        "num_inference_steps": 2,
     }
-    workflow = make_workflow("inference", "conditional", "inference_export", "smoke", run_id="program", **settings)
+    workflow = make_workflow("inference", "conditional", "inference_export", "smoke", **settings)
     workflow.run()
     generator = workflow.parser.get_parsed_content("network_def").eval()
     torch.jit.script(generator).save(tmp_path / "model.ts")
     asked = torch.tensor([[10.0, 16.0, NAN, NAN, NAN, NAN], [NAN] * 6, [NAN, 20.0, NAN, NAN, 0.2, 1.0]])
     noise = torch.randn(3, 32, 1, 1, 1)
     torch.save([noise, asked], tmp_path / "inputs.pt")
-    for name in ("model.pt2", "model.ts"):
+    for name in ("model_conditional.pt2", "model.ts"):
         files = [str(tmp_path / file) for file in (name, "inputs.pt", "result.pt")]
         run_process("python", "-c", LOAD, *files, folder=tmp_path)
         volumes, one = torch.load(tmp_path / "result.pt")
@@ -500,6 +528,13 @@ def test_exports_take_requests(conditional_weights, guidance, tmp_path):
             differs = (found != 0) != (expected != 0)  # voxels whose odds are even but for rounding
             assert differs.float().mean() < 1e-3
             torch.testing.assert_close(found[~differs], expected[~differs], atol=1e-3, rtol=0)
+    files = [str(tmp_path / file) for file in ("model_conditional.onnx", "inputs.pt", "result.pt")]
+    run_process("python", "-c", LOAD_ONNX, *files, folder=tmp_path)
+    p, mean, _ = torch.load(tmp_path / "result.pt").chunk(3, dim=1)
+    generated, still = p > 0.5, generator(noise, torch.zeros(3, 1, 32, 32, 32), asked)
+    agree = generated == (still != 0)
+    assert agree.float().mean() > 0.999
+    torch.testing.assert_close(torch.where(generated, mean, 0.0)[agree], still[agree], atol=1e-3, rtol=0)
 
 
 def test_program_of_the_readme(conditional_weights, tmp_path):

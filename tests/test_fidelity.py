@@ -14,7 +14,7 @@ from scripts.evaluation.classifier import classify_two_samples
 from scripts.evaluation.diversity import score_copies, score_diversity
 from scripts.evaluation.fidelity import score_parameters, standardise
 from scripts.evaluation.lines import Line
-from scripts.evaluation.measurement import SphereMetric
+from scripts.evaluation.measurement import measure_dataset
 from scripts.evaluation.store import VolumeStore
 from scripts.evaluation.table import format_table
 
@@ -65,13 +65,6 @@ WRONG = {
 }
 
 
-def measure(dataset):
-    metric = SphereMetric()
-    for start in range(0, len(dataset), 10):
-        metric(torch.stack([dataset[i]["image"] for i in range(start, min(start + 10, len(dataset)))]))
-    return metric.aggregate()
-
-
 def failed(lines):
     return {name for name, line in lines.items() if not line.ok}
 
@@ -79,7 +72,7 @@ def failed(lines):
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_generator_fails(name):
     line, make = WRONG[name]
-    lines = score_parameters(measure(make()), HALF)
+    lines = score_parameters(measure_dataset(make()), HALF)
     assert line in failed(lines)
     # and what is right about it passes: the other marginals, within their error rate
     untouched = {"ks_r", "ks_a", "ks_b", "ks_cy"} - {line}
@@ -89,7 +82,7 @@ def test_wrong_generator_fails(name):
 
 
 def test_real_spheres_pass():
-    lines = score_parameters(measure(SphereDataset(300, HALF, seed=11, stream="baseline")), HALF)
+    lines = score_parameters(measure_dataset(SphereDataset(300, HALF, seed=11, stream="baseline")), HALF)
     assert failed(lines) == set()
     assert lines["valid"].value == 1.0
 
@@ -119,7 +112,7 @@ def test_limits_hold_error_rate(n, monkeypatch):
 
 def test_limits_by_count():
     """Limits are what a perfect generator exceeds once in 500 times; those of the values in the balls have a least."""
-    measured = measure(SphereDataset(20, HALF))
+    measured = measure_dataset(SphereDataset(20, HALF))
     few = score_parameters({name: values[:2] for name, values in measured.items()}, HALF)
     many = score_parameters({name: np.tile(values, 500) for name, values in measured.items()}, HALF)
     assert many["ks_r"].limit == pytest.approx(0.0186, abs=5e-5)
@@ -132,9 +125,9 @@ def test_limits_by_count():
 def test_lines_of_fixed_law():
     """What the law fixes is left out, and the rest is still tested."""
     fixed = SphereLaw(a_min=0.25, a_max=0.25)
-    lines = score_parameters(measure(SphereDataset(8, fixed)), fixed)
+    lines = score_parameters(measure_dataset(SphereDataset(8, fixed)), fixed)
     assert "ks_a" not in lines and {"ks_r", "ks_b", "rank_correlation", "kurtosis"} <= set(lines)
-    one = score_parameters(measure(SphereDataset(1, LAW)), LAW)
+    one = score_parameters(measure_dataset(SphereDataset(1, LAW)), LAW)
     assert one["ks_r"].count == 1 and "rank_correlation" not in one
     assert {"kurtosis", "rim_mean", "background"} <= set(one)
 
@@ -143,7 +136,7 @@ def test_lines_without_non_finite():
     """A volume that is not finite counts as not valid, and is left out of the rest."""
     broken = [dict(item) for item in (SphereDataset(8, LAW)[i] for i in range(8))]
     broken[0]["image"][broken[0]["image"] != 0] = torch.nan
-    lines = score_parameters(measure(broken), LAW)
+    lines = score_parameters(measure_dataset(broken), LAW)
     assert lines["valid"].value == 7 / 8 and lines["valid"].reasons == {"not finite": 1}
     assert lines["ks_a"].count == 7 and abs(lines["kurtosis"].value) < 0.05
     reference = SphereDataset(8, LAW, stream="reference")
@@ -155,9 +148,7 @@ def test_lines_without_spheres():
     """A set without a sphere is scored, and the reasons are counted."""
     volumes = torch.zeros(3, 1, 64, 64, 64)
     volumes[2] = 1.0
-    metric = SphereMetric()
-    metric(volumes)
-    lines = score_parameters(metric.aggregate(), LAW)
+    lines = score_parameters(measure_dataset([{"image": volume} for volume in volumes]), LAW)
     assert lines["valid"].reasons == {"empty": 2, "no background": 1}
     assert failed(lines) >= {"valid"}
 
@@ -258,6 +249,6 @@ def test_evaluate_folder(folder, tmp_path):
     result = read_json(tmp_path / "fidelity.json")
     assert result["settings"]["num_samples"] == 6
     assert result["reconstruction"] == {}
-    direct = score_parameters(measure(SphereDataset(6, LAW, seed=3, stream="test")), LAW)
+    direct = score_parameters(measure_dataset(SphereDataset(6, LAW, seed=3, stream="test")), LAW)
     assert result["volumes"]["valid"]["value"] == 1.0
     assert result["volumes"]["ks_b"]["value"] == pytest.approx(direct["ks_b"].value, abs=1e-4)

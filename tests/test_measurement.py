@@ -6,7 +6,7 @@ import torch
 
 from scripts.data.spheres import SphereDataset, SphereLaw
 from scripts.evaluation.ball import fit_ball
-from scripts.evaluation.measurement import COLUMNS, SphereMetric, measure_spheres
+from scripts.evaluation.measurement import COLUMNS, measure_dataset, measure_spheres
 from scripts.evaluation.validity import explain_invalid
 
 LAW = SphereLaw()
@@ -23,19 +23,13 @@ def fill(support):
 
 
 def explain(*volumes):
-    metric = SphereMetric()
-    metric(torch.stack(volumes))
-    return explain_invalid(metric.aggregate(), LAW)
+    return explain_invalid(measure_dataset([{"image": volume} for volume in volumes]), LAW)
 
 
 def test_real_spheres_recovered():
     dataset = SphereDataset(400, LAW, seed=5, stream="test")
-    metric, true = SphereMetric(), []
-    for start in range(0, 400, 10):
-        items = [dataset[i] for i in range(start, start + 10)]
-        metric(torch.stack([item["image"] for item in items]))
-        true += [[item["r"], *item["c"], item["a"], item["b"]] for item in items]
-    measured = metric.aggregate()
+    true = [[item["r"], *item["c"], item["a"], item["b"]] for item in (dataset[i] for i in range(400))]
+    measured = measure_dataset(dataset)
     r, cx, cy, cz, a, b = np.array(true).T
     for name, values in {"r": r, "cx": cx, "cy": cy, "cz": cz}.items():
         error = np.abs(measured[name] - values)
@@ -128,23 +122,18 @@ def test_empty_volume():
     assert measured["a"].isnan().all() and measured["r"].isnan().all()
 
 
-def test_metric_over_batches():
-    """The metric gathers batches in order."""
+def test_dataset_in_workers():
+    """Volumes are measured in the order of the dataset, by worker processes as by this one."""
     dataset = SphereDataset(7, LAW, seed=1)
     volumes = torch.stack([dataset[i]["image"] for i in range(7)])
     whole = measure_spheres(volumes)
-    metric = SphereMetric()
-    for batch in volumes.split(3):
-        metric(batch)
-    gathered = metric.aggregate()
-    assert tuple(gathered) == COLUMNS
-    for name, values in whole.items():
-        np.testing.assert_allclose(gathered[name], values.numpy(), rtol=1e-4, atol=1e-5, err_msg=name)
-    metric.reset()
-    metric(volumes[:1])
-    assert len(metric.aggregate()["r"]) == 1
+    for num_workers in (0, 2):
+        measured = measure_dataset(dataset, batch_size=3, num_workers=num_workers)
+        assert tuple(measured) == COLUMNS
+        for name, values in whole.items():
+            np.testing.assert_allclose(measured[name], values.numpy(), rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_wrong_shape():
     with pytest.raises(ValueError, match=r"\(B, 1, D, H, W\), got \(2, 3, 8, 8, 8\)"):
-        SphereMetric()(torch.zeros(2, 3, 8, 8, 8))
+        measure_spheres(torch.zeros(2, 3, 8, 8, 8))

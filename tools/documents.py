@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.evaluation.control import tabulate
+from scripts.evaluation.control_table import tabulate, tabulate_errors
 from scripts.evaluation.lines import Line
 from scripts.evaluation.table import LABELS, format_table, format_verdict
 
@@ -62,10 +62,12 @@ def compare_seeds(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def list_cases(control: Mapping[str, Any]) -> list[str]:
-    """Lay out the cases of an evaluation of requests, one a row."""
-    rows = tabulate(control["cases"])
-    cells = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    return [f"| {' | '.join(row)} |" for row in cells]
+    """Lay out the cases of an evaluation of requests, one a row: what was found, and the errors."""
+    lines: list[str] = []
+    for rows in (tabulate(control), tabulate_errors(control)):
+        cells = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+        lines += ["", *(f"| {' | '.join(row)} |" for row in cells)]
+    return [*lines, ""]
 
 
 def fill(text: str, evaluations: Sequence[Mapping[str, Any]], control: Mapping[str, Any] | None = None) -> str:

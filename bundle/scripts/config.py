@@ -28,6 +28,13 @@ Caller = TypeVar("Caller")
 _SETTINGS: dict[str, Any] = DEFAULT_MLFLOW_SETTINGS["configs"]  # type: ignore[assignment]
 TRACKING = tuple(key for key, value in _SETTINGS.items() if not isinstance(value, dict))
 
+# Overlays that run in one process alone, by a key of theirs.
+ALONE = {
+    "adversarial_loss": "train_autoencoder_gan.json",
+    "control": "evaluate_conditional.json",
+    "sweep_steps": "inference_sweep.json",
+}
+
 # Host memory that a pass through the networks of version 0.4.0 took beside what it starts from, in bytes a voxel of a
 # batch: growth of the largest resident set in float32, at 64^3 in batches of 4 (at 32^3 up to a third more). Those of
 # now take less. A training step keeps every activation for its gradients; encoding and generating keep none.
@@ -87,14 +94,15 @@ def _check_processes(environment: Mapping[str, str], config: Mapping[str, Any], 
 
     Raises:
         SettingError: when the config has no ``multi_gpu`` overlay or trains two networks, when there are fewer volumes
-            than processes, or when these, each in so many passes as it takes, do not divide a training's batch.
+            than processes, or when processes times ``accumulation_steps`` does not divide a training's batch.
     """
     processes, passes = int(environment.get("WORLD_SIZE", "1")), settings.get("accumulation_steps", 1)
     if processes > 1 and "rank" not in config:
         allowed = "without torchrun, or with its multi_gpu overlay."
         raise SettingError(f"WORLD_SIZE={processes}: this config runs in one process; start it {allowed}")
-    if processes > 1 and "adversarial_loss" in config:
-        raise SettingError(f"WORLD_SIZE={processes}: train_autoencoder_gan.json runs in one process; start one.")
+    for key, overlay in ALONE.items():
+        if processes > 1 and key in config:
+            raise SettingError(f"WORLD_SIZE={processes}: {overlay} runs in one process; start one.")
     if passes > 1 and "adversarial_loss" in config:
         raise SettingError(f"accumulation_steps={passes}: must be 1 with train_autoencoder_gan.json.")
     for key in ("val_size", "test_size", "num_samples"):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def _read_table(path: str) -> list[dict[str, Any]]:
     where = f"requests={path!r}"
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            rows = json.load(file) if path.endswith(".json") else [*csv.DictReader(file, restkey="")]
+            rows = json.load(file) if path.endswith(".json") else _read_csv(file)
         if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
             raise ValueError("it is no list of rows")
         if not rows:
@@ -84,6 +85,12 @@ def _read_table(path: str) -> list[dict[str, Any]]:
     if "" in {name for row in rows for name in row}:
         raise SettingError(f"{where}: has cells without a name in the first line; {FORMS}.")
     return [{name: _to_number(cell) for name, cell in row.items() if cell not in (None, "")} for row in rows]
+
+
+def _read_csv(file: Iterable[str]) -> list[dict[str, Any]]:
+    # csv.DictReader leaves out blank lines, and such a line is a free row of a table of one column
+    header, *lines = [*csv.reader(file)] or [[]]
+    return [dict(itertools.zip_longest(header, line, fillvalue="")) for line in lines]
 
 
 def _to_number(cell: Any) -> Any:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +14,6 @@ from monai.utils import CommonKeys
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..atomic import replacing
 from ..checks import SettingError, is_number, suggest
 from ..data.conditions import CONDITION, read_condition
 from ..data.spheres import PARAMETERS, SphereLaw
@@ -26,8 +22,6 @@ from .fidelity import score_parameters
 from .lines import Line
 from .measurement import measure_dataset
 from .store import VolumeStore
-
-logger = logging.getLogger(__name__)
 
 # The most that the root mean square error of a parameter may be: voxels for radius and centre, units of the values.
 ERRORS: Mapping[str, float] = {**dict.fromkeys(("r", "cx", "cy", "cz"), 0.25), **dict.fromkeys("ab", 0.02)}
@@ -41,13 +35,11 @@ class Case:
         asked: names of the parameters.
         guidance: of the sampling; 1 is none.
         lines: those of ``score_parameters`` and of ``score_control``, by name.
-        real: the same of real spheres with the parameters that were asked for.
     """
 
     asked: tuple[str, ...]
     guidance: float
     lines: Mapping[str, Line]
-    real: Mapping[str, Line]
 
     @property
     def free(self) -> tuple[str, ...]:
@@ -61,19 +53,38 @@ class Case:
 
     @property
     def failed(self) -> list[str]:
-        """The lines that go beyond their limit."""
-        return [name for name, line in self.lines.items() if not line.ok]
+        """The lines that go beyond their limit, but for the law of what was asked for: it is that of the requests."""
+        given = {f"ks_{name}" for name in self.asked}
+        return [name for name, line in self.lines.items() if not line.ok and name not in given]
 
-    def share(self, name: str) -> float | None:
-        """Return a line's value as a share of its limit; ``None`` where it could not be had."""
+    def share(self, name: str) -> float:
+        """Return a line's value as a share of its limit; NaN where it could not be had."""
         line = self.lines.get(name)
-        return None if line is None or not line.limit else line.value / line.limit
+        return math.nan if line is None or not line.limit else line.value / line.limit
 
     def as_dict(self) -> dict[str, Any]:
         """Return all of it, for JSON."""
-        volumes, real = ({name: line.as_dict() for name, line in lines.items()} for lines in (self.lines, self.real))
-        known = {"asked": list(self.asked), "guidance": self.guidance, "volumes": volumes, "real": real}
-        return {**known, "failed": self.failed}
+        lines = {name: line.as_dict() for name, line in self.lines.items()}
+        return {"asked": list(self.asked), "guidance": self.guidance, "volumes": lines, "failed": self.failed}
+
+    @classmethod
+    def from_dict(cls, known: Mapping[str, Any]) -> Case:
+        """Read back what ``as_dict`` returned."""
+        lines = {name: Line.from_dict(line) for name, line in known["volumes"].items()}
+        return cls(tuple(known["asked"]), known["guidance"], lines)
+
+
+@dataclass(frozen=True)
+class Control:
+    """What was found of a model.
+
+    Args:
+        cases: what it was asked for, and what came.
+        real: the same of the real spheres whose parameters were asked for: what a perfect model scores.
+    """
+
+    cases: tuple[Case, ...]
+    real: Case
 
 
 def check_cases(cases: Any, names: Sequence[str]) -> None:
@@ -104,13 +115,13 @@ def score_control(measured: Mapping[str, np.ndarray], asked: Mapping[str, np.nda
     """Compare what was measured with what was asked for.
 
     Args:
-        measured: arrays of shape (N,), as ``SphereMetric`` gives them.
+        measured: arrays of shape (N,), as ``measure_dataset`` gives them.
         asked: what volumes were asked for, (N,), by parameter.
 
     Returns:
         Lines by name, over the volumes with a sphere, of measured less asked: ``bias_r``, the mean, with its
-        ``standard_error``; ``rmse_r``, the root mean square, which has a limit; ``error_r``, what the absolute value of
-        95% stays within; and so on for each parameter.
+        ``standard_error``; ``rmse_r``, the root mean square, which has a limit; ``quantile_r``, what the absolute value
+        of 95% stays within; and so on for each parameter.
     """
     lines = {}
     for name, values in asked.items():
@@ -121,7 +132,7 @@ def score_control(measured: Mapping[str, np.ndarray], asked: Mapping[str, np.nda
         count = len(errors)
         lines[f"rmse_{name}"] = Line(float(np.sqrt((errors**2).mean())), count=count, limit=ERRORS[name])
         lines[f"bias_{name}"] = Line(float(errors.mean()), standard_error=float(errors.std() / math.sqrt(count)))
-        lines[f"error_{name}"] = Line(float(np.quantile(np.abs(errors), 0.95)), count=count)
+        lines[f"quantile_{name}"] = Line(float(np.quantile(np.abs(errors), 0.95)), count=count)
     return lines
 
 
@@ -136,7 +147,7 @@ def evaluate_control(
     batch_size: int = 16,
     num_workers: int = 0,
     device: torch.device | str = "cpu",
-) -> list[Case]:
+) -> Control:
     """Ask a model for the parameters of real spheres, and measure what it returns.
 
     The requests are drawn from the law, so that whatever is asked for, all parameters of the volumes that a perfect
@@ -155,20 +166,27 @@ def evaluate_control(
         device: of the model; without other processes volumes are measured there.
 
     Returns:
-        What was found, case by case.
+        What was found.
+
+    Raises:
+        SettingError: when the inferer of ``generator`` knows no guidance and a case has some.
     """
     assert generator.tokens is not None
     names = generator.tokens.names
+    for case in cases:
+        generator.check_guidance(case["guidance"])
     count = len(spheres)  # type: ignore[arg-type]
     true = torch.stack([read_condition(spheres[i], names) for i in range(count)])
     real = measure_dataset(spheres, batch_size, num_workers, device=device)
-    real_lines = score_parameters(real, law)
+
+    def score(measured: Mapping[str, np.ndarray], asked: tuple[str, ...], guidance: float) -> Case:
+        wanted = {name: true[:, names.index(name)].double().numpy() for name in asked}
+        return Case(asked, guidance, score_parameters(measured, law) | score_control(measured, wanted))
 
     generator.eval()
     found = []
     for number, case in enumerate(cases, start=1):
         asked = tuple(name for name in names if name in case["asked"])
-        wanted = {name: true[:, names.index(name)].double().numpy() for name in asked}
         requests = torch.where(torch.tensor([name in asked for name in names]), true, math.nan)
         generator.guidance = float(case["guidance"])
         store = VolumeStore(count)
@@ -177,47 +195,5 @@ def evaluate_control(
         for batch in tqdm(items, desc=f"request {number} of {len(cases)}", leave=False):
             latents, *others = (batch[key].to(device) for key in (CommonKeys.IMAGE, "texture", CONDITION))
             store.add(inferer(latents, generator, *others))
-        measured = measure_dataset(store, batch_size, num_workers, device=device)
-        lines = score_parameters(measured, law) | score_control(measured, wanted)
-        found.append(Case(asked, generator.guidance, lines, real_lines | score_control(real, wanted)))
-    return found
-
-
-def tabulate(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Put cases, as ``Case.as_dict`` returns them, into one row each."""
-    rows = []
-    for case in cases:
-        lines = {name: Line.from_dict(line) for name, line in case["volumes"].items()}
-        shown = Case(tuple(case["asked"]), case["guidance"], lines, {})
-        largest = max(
-            (f"ks_{name}" for name in shown.free if f"ks_{name}" in lines), key=lambda n: lines[n].value, default=""
-        )
-        row = {"asked": shown.label, "guidance": f"{shown.guidance:g}", "valid": f"{lines['valid'].value:.4f}"}
-        row |= {
-            f"error of {name}": f"{lines[f'rmse_{name}'].value:.4f}" if f"rmse_{name}" in lines else ""
-            for name in PARAMETERS
-        }
-        row["largest KS, free"] = f"{largest} {lines[largest].value:.4f} {lines[largest].bound}" if largest else ""
-        rows.append({**row, "beyond their limit": ", ".join(case["failed"])})
-    return rows
-
-
-def write_control(path: str | os.PathLike, cases: Sequence[Case], settings: Mapping[str, Any]) -> None:
-    """Write what was found as JSON (``settings``, and ``cases`` as ``Case.as_dict``) and log it, a row a case.
-
-    Args:
-        path: the file to write; its folder is made.
-        cases: as ``evaluate_control`` returns them.
-        settings: what the evaluation was run with.
-    """
-    found = [case.as_dict() for case in cases]
-    result = {"settings": dict(settings), "cases": found}
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(result, indent=2) + "\n")
-    rows = tabulate(found)
-    widths = [max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]]
-    text = [
-        "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
-        for cells in (list(rows[0]), *(list(row.values()) for row in rows))
-    ]
-    logger.info("control: root mean square errors of what was asked\n%s\nsaved to %s", "\n".join(text), path)
+        found.append(score(measure_dataset(store, batch_size, num_workers, device=device), asked, generator.guidance))
+    return Control(tuple(found), score(real, tuple(names), 1.0))

@@ -14,11 +14,11 @@ import torch
 from scipy import stats
 from torch.utils.data import Dataset
 
-from ..data.spheres import SphereLaw
+from ..data.spheres import PARAMETERS, SphereLaw
 from .classifier import classify_two_samples
 from .diversity import score_copies, score_diversity
 from .lines import ERROR_RATE, Line
-from .measurement import PARAMETERS, measure_dataset
+from .measurement import measure_dataset
 from .validity import explain_invalid
 
 # What a set of volumes has to meet. All but the first get wider for few volumes (see ``_widen``).
@@ -74,7 +74,7 @@ def score_parameters(measured: Mapping[str, np.ndarray], law: SphereLaw) -> dict
     """Test measured spheres against the law.
 
     Args:
-        measured: arrays of shape (N,), as ``SphereMetric`` gives them.
+        measured: arrays of shape (N,), as ``measure_dataset`` gives them.
         law: the true distribution.
 
     Returns:
@@ -197,9 +197,9 @@ def score_volumes(
         classifier_epochs: passes of the classifier over its training half.
         tolerance: voxels of at most this absolute value count as background.
         batch_size: volumes measured at a time.
-        num_workers: processes that make the volumes.
+        num_workers: processes that make and measure the volumes.
         seed: of the volumes that diversity compares, and of the classifier.
-        device: where the volumes are measured and the classifier trains.
+        device: where the classifier trains, and without other processes volumes are measured.
         training: the volumes that a training saw, of which ``volumes`` may be copies; ``None`` for no such test.
 
     Returns:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.figure import Figure, FigureBase
@@ -12,10 +12,9 @@ from monai.utils import CommonKeys
 from scipy import stats
 from torch.utils.data import Dataset
 
-from ..data.spheres import SphereLaw
-from .control import Case
+from ..data.spheres import PARAMETERS, SphereLaw
+from .control import Case, Control
 from .fidelity import standardise
-from .measurement import PARAMETERS
 from .slices import describe_sphere, draw_volumes, save_figure
 from .validity import explain_invalid
 
@@ -55,7 +54,7 @@ def plot_fidelity(
     """Draw volumes against the law: histograms, quantiles, and slices of typical volumes and of the worst.
 
     Args:
-        measured: arrays of shape (N,), as ``SphereMetric`` gives them; each is shown on the scale of the law, the
+        measured: arrays of shape (N,), as ``measure_dataset`` gives them; each is shown on the scale of the law, the
             centre as (c - r) / (size - 2 r).
         volumes: the N volumes themselves, (1, D, H, W) under ``CommonKeys.IMAGE``.
         law: the true distribution.
@@ -89,38 +88,36 @@ def plot_fidelity(
     save_figure(figure, path, dpi=100)
 
 
-def plot_control(cases: Sequence[Case], path: str | os.PathLike) -> None:
+def plot_control(control: Control, path: str | os.PathLike) -> None:
     """Draw how well requests are obeyed and whether the rest follows the law, and what guidance does to both.
 
     Args:
-        cases: as ``evaluate_control`` returns them. The guidance of those that ask for the same is shown at the right.
+        control: as ``evaluate_control`` returns it. What was asked for with several guidances is shown at the right.
         path: the PNG to write; its folder is made.
     """
-    plain = [case for case in cases if case.guidance == 1]
+    shown = [(case.label, case) for case in control.cases if case.guidance == 1]
+    columns = [*shown, ("real spheres", control.real)]
     figure = Figure(figsize=(15, 5), layout="constrained")
-    control, calibration, guided = figure.subplots(1, 3)
-    for axis, kind in ((control, "rmse"), (calibration, "ks")):
+    asked, free, guided = figure.subplots(1, 3)
+    for axis, kind in ((asked, "rmse"), (free, "ks")):
         axis.axhline(1, color="C3", linewidth=0.8)
         for name in PARAMETERS:
-            shares = [
-                case.share(f"{kind}_{name}") if (name in case.asked) == (kind == "rmse") else None for case in plain
-            ]
-            shown = [(i, share) for i, share in enumerate(shares) if share is not None]
-            axis.plot(*zip(*shown, strict=True) if shown else ([], []), "o", label=name, alpha=0.8)
-        axis.set_xticks(range(len(plain)), [case.label for case in plain], rotation=45, ha="right", fontsize=8)
+            told = [case is control.real or (name in case.asked) == (kind == "rmse") for _, case in columns]
+            shares = [case.share(f"{kind}_{name}") if t else np.nan for t, (_, case) in zip(told, columns, strict=True)]
+            axis.plot(shares, "o", label=name, alpha=0.8)
+        axis.set_xticks(range(len(columns)), [label for label, _ in columns], rotation=45, ha="right", fontsize=8)
         axis.set_ylim(bottom=0)
         axis.legend(fontsize=7, ncols=2)
-    control.set(title="control: what was asked", ylabel="root mean square error / its limit")
-    calibration.set(title="calibration: what was free", ylabel="KS statistic / its limit")
-    groups = [[other for other in cases if other.asked == case.asked] for case in plain]
-    for i, group in enumerate(group for group in groups if len(group) > 1):
-        group = sorted(group, key=lambda case: case.guidance)
+    asked.set(title="control: what was asked", ylabel="root mean square error / its limit")
+    free.set(title="calibration: what was free", ylabel="KS statistic / its limit")
+    groups: dict[tuple[str, ...], list[Case]] = {}
+    for case in sorted(control.cases, key=lambda case: case.guidance):
+        groups.setdefault(case.asked, []).append(case)
+    for i, group in enumerate(group for group in groups.values() if len(group) > 1):
         for kind, line, names in (("rmse", "-", group[0].asked), ("ks", "--", group[0].free)):
-            worst = [max((case.share(f"{kind}_{name}") or 0.0 for name in names), default=0.0) for case in group]
-            what = "error asked" if kind == "rmse" else "KS free"
-            guided.plot(
-                [case.guidance for case in group], worst, f"o{line}", color=f"C{i}", label=f"{group[0].label}: {what}"
-            )
+            worst = [max((case.share(f"{kind}_{name}") for name in names), default=np.nan) for case in group]
+            label = f"{group[0].label}: {'error asked' if kind == 'rmse' else 'KS free'}"
+            guided.plot([case.guidance for case in group], worst, f"o{line}", color=f"C{i}", label=label)
     guided.axhline(1, color="C3", linewidth=0.8)
     guided.set(title="guidance", xlabel="guidance; 1 is none", ylabel="largest / its limit")
     if len(guided.lines) > 1:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
-from monai.metrics import CumulativeIterationMetric
 from monai.utils import CommonKeys
 from scipy import ndimage
 from torch.utils.data import DataLoader, Dataset
@@ -84,7 +81,12 @@ def measure_spheres(volumes: torch.Tensor, tolerance: float = 0.0) -> dict[str, 
 
         An empty volume has NaN for what it has not, and 0 ``dice``, ``components`` and ``voxels``; a volume with voxels
         that are NaN or infinite has NaN for ``a``, ``b`` and its texture.
+
+    Raises:
+        ValueError: when the volumes have another shape.
     """
+    if volumes.ndim != 5 or volumes.shape[1] != 1:
+        raise ValueError(f"volumes must have the shape (B, 1, D, H, W), got {tuple(volumes.shape)}.")
     rows = [_measure_sphere(values, tolerance) for values in volumes[:, 0].float()]
     return {name: torch.stack([row[name] for row in rows]).double() for name in COLUMNS}
 
@@ -139,39 +141,6 @@ def _measure_sphere(values: torch.Tensor, tolerance: float) -> dict[str, torch.T
     }
 
 
-class SphereMetric(CumulativeIterationMetric):
-    """``measure_spheres`` as a metric of MONAI's: call it with batches of volumes, then ``aggregate``.
-
-    Args:
-        tolerance: see ``measure_spheres``.
-
-    Example:
-        >>> metric = SphereMetric()
-        >>> _ = metric(torch.zeros(2, 1, 64, 64, 64))
-        >>> metric.aggregate()["dice"]
-        array([0., 0.])
-    """
-
-    def __init__(self, tolerance: float = 0.0) -> None:
-        super().__init__()
-        self.tolerance = tolerance
-
-    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
-        if y_pred.ndim != 5 or y_pred.shape[1] != 1:
-            raise ValueError(f"volumes must have the shape (B, 1, D, H, W), got {tuple(y_pred.shape)}.")
-        measured = measure_spheres(y_pred, self.tolerance)
-        return torch.stack([measured[name] for name in COLUMNS], dim=1)
-
-    def aggregate(self) -> dict[str, np.ndarray]:
-        """Return the measurements of all volumes so far: arrays of shape (N,) under the names of ``COLUMNS``."""
-        return split_columns(self.get_buffer())
-
-
-def split_columns(table: torch.Tensor) -> dict[str, np.ndarray]:
-    """Name the columns of a table (N, len(COLUMNS)) of measurements: arrays of shape (N,)."""
-    return dict(zip(COLUMNS, table.double().cpu().numpy().T, strict=True))
-
-
 class _Measurements(Dataset[torch.Tensor]):
     """What ``measure_spheres`` finds in each volume of a dataset, shape (len(COLUMNS),)."""
 
@@ -209,4 +178,5 @@ def measure_dataset(
     """
     rows = _Measurements(volumes, tolerance, "cpu" if num_workers else device)
     batches = tqdm(DataLoader(rows, batch_size, num_workers=num_workers), desc="measuring", leave=False)
-    return split_columns(torch.cat([batch.cpu() for batch in batches]))
+    table = torch.cat([batch.cpu() for batch in batches]).numpy()
+    return dict(zip(COLUMNS, table.T, strict=True))

@@ -16,7 +16,6 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ..atomic import replacing
-from ..checks import SettingError
 from ..model.generator import VolumeGenerator
 from .slices import PLANES, WINDOW, orthogonal_slices, save_figure
 
@@ -69,12 +68,8 @@ def draw_sweep(
         steps: volumes a row.
         output_dir: the folder to write to; it is made.
         size: see ``make_sweep``.
-
-    Raises:
-        SettingError: when the model knows no conditions.
     """
-    if generator.tokens is None:
-        raise SettingError("conditions=[]: must name some; configs/conditional.json has them.")
+    assert generator.tokens is not None
     names, device = generator.tokens.names, generator.scale_factor.device
     requests = make_sweep(names, generator.tokens.ranges, steps, size)
     item = noise[0]

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..atomic import replacing
+from ..data.spheres import PARAMETERS
 from .lines import Line
-from .measurement import PARAMETERS
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +37,6 @@ LABELS = {
     "ms_ssim": "multi-scale SSIM between volumes",
     "classifier": "classifier's held-out accuracy",
     "copies": "nearer to training than held-out",
-    **{f"rmse_{name}": f"{name} less asked, root mean square" for name in PARAMETERS},
-    **{f"bias_{name}": f"{name} less asked, mean" for name in PARAMETERS},
-    **{f"error_{name}": f"{name} less asked, 95% are within" for name in PARAMETERS},
 }
 
 

@@ -14,7 +14,7 @@ def explain_invalid(measured: Mapping[str, np.ndarray], law: SphereLaw, dice_min
     """Say of each volume why it is no sphere of the law.
 
     Args:
-        measured: arrays of shape (N,), as ``SphereMetric`` gives them.
+        measured: arrays of shape (N,), as ``measure_dataset`` gives them.
         law: the true distribution; its bounds of radius and centre must be met within half a voxel. (``a`` and ``b``
             have no unit in voxels; their whole distribution is tested instead.)
         dice_min: least overlap of the support with the fitted ball.

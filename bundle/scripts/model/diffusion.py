@@ -98,8 +98,9 @@ class VelocityPrepareBatch(VPredictionPrepareBatch):
     def hide(self, values: torch.Tensor) -> torch.Tensor:
         """Set values (B, K) to NaN at random, so that the network learns to be asked for any of them.
 
-        Each item has a probability of its own, drawn evenly, with which each of its values is hidden. So every number
-        of known values is equally likely, from none, which is the model without conditions, to all.
+        Condition dropout, as of Ho and Salimans (2022), who drop all or none. Each item has a probability of its own,
+        drawn evenly, with which each of its values is hidden. So every number of known values is equally likely, from
+        none, which is the model without conditions, to all.
         """
         size = 1 + values.shape[1]
         if self.fixed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -41,7 +42,8 @@ class VolumeGenerator(TracedWhenScripted):
     Raises:
         SettingError: when ``DDPMScheduler`` is asked for another number of steps than it was trained with, or
             ``DDIMScheduler`` for one that does not divide it, or when the two networks' latents have not the same
-            channels, or when the diffusion model knows conditions and there are no ``tokens``, or the other way round.
+            channels, or when the diffusion model knows conditions and there are no ``tokens``, or the other way round,
+            or as ``check_guidance``.
     """
 
     def __init__(
@@ -68,10 +70,8 @@ class VolumeGenerator(TracedWhenScripted):
                 )
         if getattr(diffusion_model, "with_conditioning", False) != (tokens is not None):
             names = [] if tokens is None else list(tokens.names)
-            need = "names with configs/conditional.json merged over this config, and none without"
+            need = "names with configs/conditional.json merged over this config, after other overlays, and none without"
             raise SettingError(f"conditions={names}: must be {need}.")
-        if guidance != 1 and tokens is None:
-            raise SettingError(f"guidance={guidance}: must be 1, for these networks know no conditions.")
         self.tokens = tokens
         self.guidance = guidance
         self.scale_factor: torch.Tensor
@@ -91,6 +91,7 @@ class VolumeGenerator(TracedWhenScripted):
         # In a tuple, for MONAI's RFlowScheduler can't be an attribute of a module (it never calls super().__init__).
         self._scheduler = (scheduler,)
         self._make_inferer = inferer
+        self.check_guidance(guidance)
         self.requires_grad_(False)  # what is generated, or exported, carries no graph
 
     def example_input(self) -> torch.Tensor | dict[str, torch.Tensor]:
@@ -99,6 +100,13 @@ class VolumeGenerator(TracedWhenScripted):
         shape = (1, self.diffusion_model.in_channels, size, size, size)
         noise = torch.zeros(shape, device=self.scale_factor.device)
         return noise if self.tokens is None else {"noise": noise, "condition": self.tokens.free(1)}
+
+    def check_guidance(self, guidance: float) -> None:
+        """Raise ``SettingError`` where there is guidance, and nothing can be asked for or the inferer knows none."""
+        if guidance != 1 and self.tokens is None:
+            raise SettingError(f"guidance={guidance}: must be 1, for these networks know no conditions.")
+        if guidance != 1 and "cfg" not in inspect.signature(self._make_inferer(self.scheduler).sample).parameters:
+            raise SettingError(f"guidance={guidance}: must be 1 with monai-generative, whose inferer has none.")
 
     def check_weights(self, weights: Mapping[str, torch.Tensor], where: str) -> None:
         """Refuse weights that know other conditions; ``where`` begins the message of the ``SettingError``."""

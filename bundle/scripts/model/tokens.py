@@ -26,7 +26,7 @@ class ConditionTokens(nn.Module):
     Of the K * ``FEATURES`` entries of a token each condition has its own: a token tells which it is by where its
     entries stand, and attention can add up the values of all tokens without mixing them. All entries of a free
     condition are ``FREE``. So MONAI's classifier-free guidance, which fills the tokens with one constant, asks for a
-    volume of which all is free; and a free token adds nothing, for cross-attention has no bias on what it reads.
+    volume of which all is free; and what attention takes from a free token is zero, for it has no bias on it.
 
     Args:
         names: the K conditions.

@@ -20,7 +20,7 @@ import numpy as np
 from ..atomic import replacing
 from ..checks import SettingError
 from ..environment import describe
-from ..evaluation.control import tabulate
+from ..evaluation.control_table import Rows, tabulate, tabulate_errors
 from ..evaluation.lines import Line
 from ..evaluation.table import LABELS
 from .curves import plot_curves, read_events
@@ -116,9 +116,12 @@ def _read_fidelity(folder: Path) -> dict[str, Any] | None:
     return fidelity
 
 
-def _read_control(folder: Path) -> list[dict[str, str]]:
+def _read_control(folder: Path) -> list[Rows]:
     path = folder / "fidelity_conditional.json"
-    return tabulate(json.loads(path.read_text())["cases"]) if path.exists() else []
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text())
+    return [tabulate(found), tabulate_errors(found)]
 
 
 def _draw_curves(folder: Path) -> tuple[dict[str, str], dict[int, dict[str, str]]]:

@@ -21,6 +21,9 @@ class GradientAccumulation:
     schedule, the average of the weights, the curves, a checkpoint within an epoch. Here an iteration stays an optimizer
     step, and all of them are as without accumulation.
 
+    MONAI's events of a forward pass and of a loss are not fired, and the output has no prediction: what is attached to
+    them, or computes a metric of training, needs one pass a step.
+
     A batch is prepared as a whole, then passes in parts through network, loss and backward; gradients and loss are the
     means over the parts, which up to rounding are those of the batch. So are the random numbers: those of the
     preparation always; those that the network draws (an autoencoder's latents) on a CPU where a part has a multiple of
