@@ -36,6 +36,7 @@ BUNDLE = ROOT / "bundle"
 CONFIGS = BUNDLE / "configs"
 STAGES = ("train_autoencoder", "train_diffusion")
 # An eighth of the volume, two steps an epoch, in float32: seconds, on the same path of code.
+SMALL_BLOCKS = {"block_size": 4, "latent_stride": 32}  # of small volumes, where an overlay is for large ones
 SMALL = {"image_size": 32, "precision": "float32", "train_size": 8, "train_batch_size": 4, "val_size": 2}
 
 

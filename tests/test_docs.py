@@ -4,7 +4,7 @@ import re
 import shlex
 
 import pytest
-from conftest import BUNDLE, ROOT, SMALL, make_workflow, read_config, run_process
+from conftest import BUNDLE, ROOT, SMALL, SMALL_BLOCKS, make_workflow, read_config, run_process
 from documents import DOCUMENTS, read_blocks, read_commands, read_links, read_targets
 from fire.parser import DefaultParseValue
 
@@ -39,13 +39,15 @@ def test_command_runs(line, small_weights, diffusion_weights, conditional_weight
     values |= {key: str(path) for key, path in paths.items() if key in values or key == "output_dir"}
     if configs == ["evaluate"] and "dataset_dir" in values:  # which takes volumes as they are
         del sizes["image_size"]
+    if "large" in configs:
+        sizes |= SMALL_BLOCKS
     if "num_samples" in values:
         values["num_samples"] = 2
     if "ask" in values:
         values["ask"] = {"r": 12}  # of the smaller grid
     if "requests" in values:
         values["requests"] = str(tmp_path / "requests.csv")
-        (tmp_path / "requests.csv").write_text("r,a\n12,\n,0.3\n" * 4)
+        (tmp_path / "requests.csv").write_text("r,a\n" + "12,\n,0.3\n" * 4)
     if run_id == "publish":
         (tmp_path / "models").mkdir()
         (tmp_path / "scripts").symlink_to(BUNDLE / "scripts")

@@ -1,7 +1,7 @@
 """Every overlay over every config that the table of the settings names, at smoke size."""
 
 import pytest
-from conftest import CONFIGS, SMALL, find_mistake, make_workflow, parse_config, read_config, run_workflow
+from conftest import CONFIGS, SMALL, SMALL_BLOCKS, find_mistake, make_workflow, parse_config, read_config, run_workflow
 from documents import read_overlays
 
 from scripts.config import _check_names
@@ -56,6 +56,8 @@ def test_overlay_runs(config, overlay, small_weights, diffusion_weights, determi
     overlays, steps = [overlay], 5
     if overlay == "ddpm":
         overlays, steps = ["diffusion", "ddpm"], 20
+    if overlay == "large":
+        settings |= SMALL_BLOCKS
     if overlay in kinds:
         settings |= {"num_train_timesteps": 20, "num_inference_steps": steps}
     settings = {key: value for key, value in settings.items() if key in read_config(config)}
