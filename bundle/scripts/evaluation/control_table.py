@@ -43,9 +43,10 @@ def tabulate_errors(found: Mapping[str, Any]) -> Rows:
     for label, case in _list_cases(found):
         row = {"measured less asked": label, "guidance": f"{case.guidance:g}"}
         for name in PARAMETERS:
-            bias, quantile = (case.lines.get(f"{kind}_{name}") for kind in ("bias", "quantile"))
-            known = bias is not None and quantile is not None
-            row[name] = f"{bias.value:.3f} ± {bias.standard_error:.3f}; {quantile.value:.3f}" if known else ""
+            row[name] = ""
+            if f"bias_{name}" in case.lines:
+                bias, quantile = case.lines[f"bias_{name}"], case.lines[f"quantile_{name}"]
+                row[name] = f"{bias.value:.3f} ± {bias.standard_error:.3f}; {quantile.value:.3f}"
         rows += [row] if case.asked else []
     return rows
 
