@@ -138,11 +138,11 @@ def test_released_scores():
     assert FIDELITY["settings"]["num_samples"] == 10_000 and FIDELITY["settings"]["num_inference_steps"] <= 10
     volumes, found = FIDELITY["volumes"], FIDELITY["reconstruction"]
     # all other lines hold their limit
-    assert set(FIDELITY["failed"]) <= {"valid", "ks_b", "classifier"}
+    assert set(FIDELITY["failed"]) <= {"valid", "classifier"}
     assert f"beyond their limit: {', '.join(FIDELITY['failed'])}" in (BUNDLE / "docs" / "fidelity.md").read_text()
-    assert volumes["valid"]["value"] >= 0.989 and volumes["classifier"]["value"] <= 0.65
-    assert max(volumes[f"ks_{name}"]["value"] for name in ("r", "cx", "cy", "cz", "a", "b")) <= 0.025
-    assert found["dice"] >= 0.990 and found["mse_ratio"] <= 1.0025 and found["ssim_ratio"] >= 0.997
+    assert volumes["valid"]["value"] >= 0.992 and volumes["classifier"]["value"] <= 0.65
+    assert max(volumes[f"ks_{name}"]["value"] for name in ("r", "cx", "cy", "cz", "a", "b")) <= 0.0186
+    assert found["dice"] >= 0.992 and found["mse_ratio"] <= 1.002 and found["ssim_ratio"] >= 0.997
     assert found["a_rmse"] <= 0.01 and found["b_rmse"] <= 0.01
     assert tools.documents.main(["--check"]) == 0
 
