@@ -158,8 +158,8 @@ def test_released_weights(tmp_path):
     for name in ("a_rmse", "b_rmse"):
         assert now["reconstruction"][name] <= 0.03, name
     # the same seed, so that these are the first 16 of the 10,000 volumes
-    # of 16 balls the standard errors of these two are a third and more of their limits; and the parameters of so few are
-    # what their noise makes them: the law is tested on the 10,000, and below is what each volume tells by itself
+    # of 16 balls the standard errors of these two are a third and more of their limits; and the parameters of so few
+    # are what their noise makes them: the law is tested on the 10,000, and here what each volume tells by itself
     failed = {name for name in now["failed"] if not name.startswith("ks_")}
     assert failed <= {*FIDELITY["failed"], "rim_mean", "rim_fade"}
     for name in ("rim_mean", "rim_std", "kurtosis", "normal_ks", "rim_fade"):
