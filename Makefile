@@ -58,12 +58,12 @@ conditional: dev  ## train the model that can be asked for a sphere, release it,
 		--output_dir runs/figures/conditional --model_path models/model_conditional.pt
 	cp bundle/runs/figures/conditional/fidelity_conditional.json bundle/models
 	cp bundle/runs/figures/conditional/control.png bundle/docs/figures
-	$(MAKE) sweep && cp bundle/runs/sweep/sweep.png bundle/runs/sweep/sweep.gif bundle/docs/figures
+	$(MAKE) sweep MODEL=models/model_conditional.pt && cp bundle/runs/sweep/sweep.png bundle/runs/sweep/sweep.gif bundle/docs/figures
 	$(TOOL) tools.documents
 
-sweep: setup  ## a picture of what each condition does to a volume, into bundle/runs/sweep
+sweep: setup  ## a picture of what each condition does to a volume (of MODEL), into bundle/runs/sweep
 	cd bundle && $(BUNDLE) --config_file "['configs/inference.json',$(CONDITIONAL),'configs/inference_sweep.json']" \
-		--model_path models/model_conditional.pt
+		$(if $(MODEL),--model_path $(MODEL))
 
 evaluate: setup  ## the released weights against the truth, into bundle/runs/evaluate
 	cd bundle && $(BUNDLE) --config_file configs/evaluate.json $(RELEASED)

@@ -26,6 +26,8 @@ def test_several_processes(config, tmp_path, monkeypatch):
         ("inference", (), "num_samples", 2, "at least 3"),
         ("evaluate", (), "test_size", 1, "at least 3"),
         ("train_autoencoder", ("train_autoencoder_gan",), "WORLD_SIZE", 3, "runs in one process"),
+        ("evaluate", ("conditional", "evaluate_conditional"), "WORLD_SIZE", 3, "runs in one process"),
+        ("inference", ("conditional", "inference_sweep"), "WORLD_SIZE", 3, "runs in one process"),
     ],
 )
 def test_shares_of_processes(config, overlays, key, value, allowed, tmp_path, monkeypatch):

@@ -93,16 +93,16 @@ def _check_processes(environment: Mapping[str, str], config: Mapping[str, Any], 
     """Refuse to be one of several processes, as torchrun starts them, that do not share the work or can't.
 
     Raises:
-        SettingError: when the config has no ``multi_gpu`` overlay or trains two networks, when there are fewer volumes
+        SettingError: when the config has no ``multi_gpu`` overlay or one of ``ALONE``, when there are fewer volumes
             than processes, or when processes times ``accumulation_steps`` does not divide a training's batch.
     """
     processes, passes = int(environment.get("WORLD_SIZE", "1")), settings.get("accumulation_steps", 1)
     if processes > 1 and "rank" not in config:
         allowed = "without torchrun, or with its multi_gpu overlay."
         raise SettingError(f"WORLD_SIZE={processes}: this config runs in one process; start it {allowed}")
-    for key, overlay in ALONE.items():
-        if processes > 1 and key in config:
-            raise SettingError(f"WORLD_SIZE={processes}: {overlay} runs in one process; start one.")
+    alone = next((overlay for key, overlay in ALONE.items() if key in config), None)
+    if processes > 1 and alone:
+        raise SettingError(f"WORLD_SIZE={processes}: {alone} runs in one process; start one.")
     if passes > 1 and "adversarial_loss" in config:
         raise SettingError(f"accumulation_steps={passes}: must be 1 with train_autoencoder_gan.json.")
     for key in ("val_size", "test_size", "num_samples"):
