@@ -88,9 +88,10 @@ class EncodedLatents(Dataset):
                 # tensors fragment the host's memory: 22 GB of it over 8,192 volumes.
                 latents.append(mean.cpu().numpy().copy())
                 if self.conditions:
-                    numbers.append(batch[CONDITION])
+                    numbers.append(batch[CONDITION].numpy().copy())
         whole = gather_shares(torch.from_numpy(np.concatenate(latents)))
-        return whole, gather_shares(torch.cat(numbers)) if numbers else whole.new_empty(len(whole), 0)
+        known = gather_shares(torch.from_numpy(np.concatenate(numbers))) if numbers else whole.new_empty(len(whole), 0)
+        return whole, known
 
     @cached_property
     def scale_factor(self) -> float:
