@@ -31,6 +31,7 @@ LAW = SphereLaw()
 RANGES = torch.tensor(find_ranges(PARAMETERS, LAW), dtype=torch.float64)
 NAN = float("nan")
 SETTINGS = {"image_size": 32, "precision": "float32"}
+RELEASED = {"model_path": str(BUNDLE / "models" / "model_conditional.pt")}
 
 
 @pytest.fixture(scope="module")
@@ -380,6 +381,17 @@ def test_evaluate_nothing_asked(conditional_weights, tmp_path):
     assert len(read_json(tmp_path / "fidelity.json")["volumes"]) > 2
 
 
+def test_released_model_obeys(tmp_path):
+    """Sixteen balls have what they were asked for, and are not the same ball."""
+    asked = {"r": 20, "cx": 30, "a": 0.3}
+    run_workflow("inference", "conditional", **RELEASED, output_dir=str(tmp_path), num_samples=16, ask=asked)
+    rows = read_table(tmp_path)
+    for name, limit in (("r", 0.25), ("cx", 0.25), ("a", 0.02)):
+        # the limits of the evaluation; of 16 values a root mean square is 1.53 times the true one once in 500 times
+        assert np.sqrt(np.mean([float(row[f"{name}_difference"]) ** 2 for row in rows])) < 1.53 * limit
+    assert np.std([float(row["cy"]) for row in rows]) > 3
+
+
 # Sweep
 
 
@@ -401,11 +413,11 @@ def test_sweep_requests():
         read_requests(PARAMETERS, RANGES, 1, ask=row, size=64)
 
 
-def test_sweep(conditional_weights, tmp_path):
-    settings = {**SETTINGS, "model_path": conditional_weights["model_path"], "sweep_steps": 3}
-    run_workflow("inference", "conditional", "inference_sweep", "smoke", **settings, output_dir=str(tmp_path))
+def test_sweep(tmp_path):
+    """The released model moves what is asked: each picture of the animation is another one."""
+    run_workflow("inference", "conditional", "inference_sweep", **RELEASED, output_dir=str(tmp_path), sweep_steps=3)
     with Image.open(tmp_path / "sweep.gif") as animation:
-        assert animation.width > 2 * 6 * 32  # of a training so short all pictures may be alike
+        assert animation.n_frames == 4 and animation.width > 2 * 6 * 64  # there and back
     assert (tmp_path / "sweep.png").stat().st_size > 1e4 and (tmp_path / "report.html").exists()
 
 

@@ -102,12 +102,12 @@ def test_notebook_runs(tmp_path):
     assert all(cell.execution_count for cell in executed)
     assert not [output for cell in executed for output in cell.outputs if output.output_type == "error"]
 
-    # data, three kinds of slices in stage 1, samples of both models, reconstructions, fidelity
-    assert len(outputs(notebook, "image/png")) == 8
+    # data, three kinds of slices in stage 1, samples of both models, reconstructions, fidelity, what was asked for
+    assert len(outputs(notebook, "image/png")) == 9
     tensorboard, player = outputs(notebook, "text/html")
     assert "tensorboard-frame" in tensorboard
     assert "<input" in player and "data:image/png;base64" in player
-    assert [table.count("sphere_") for table in outputs(notebook, "text/markdown")] == [4, 4, 0]
+    assert [table.count("sphere_") for table in outputs(notebook, "text/markdown")] == [4, 4, 0, 4]
 
     text = "".join(outputs(notebook, "text"))
     assert "device         cpu" in text
@@ -120,6 +120,7 @@ def test_notebook_runs(tmp_path):
         "samples_short/sphere_00003.nii.gz",
         "samples/samples.csv",
         "evaluate/fidelity.json",
+        "asked/samples.csv",
     ):
         assert (out / name).exists(), name
 
