@@ -35,10 +35,12 @@ ALONE = {
     "sweep_steps": "inference_sweep.json",
 }
 
-# Host memory that a pass through the networks of version 0.4.0 took beside what it starts from, in bytes a voxel of a
-# batch: growth of the largest resident set in float32, at 64^3 in batches of 4 (at 32^3 up to a third more). Those of
-# now take less. A training step keeps every activation for its gradients; encoding and generating keep none.
-BYTES_PER_VOXEL = {"encode_batch_size": 130, "train_batch_size": 900, "sample_batch_size": 210}
+# Host memory that a pass takes beside what it starts from, in bytes a voxel of a batch: growth of the largest resident
+# set in float32, at 64^3, of the networks on blocks of 4^3 voxels. A training step keeps every activation for its
+# gradients; encoding and generating keep none.
+BYTES_PER_VOXEL = {"encode_batch_size": 40, "train_batch_size": 190, "sample_batch_size": 50}
+# The same of networks that see the voxels themselves (those of version 0.4.0; a discriminator).
+BYTES_PER_VOXEL_UNBLOCKED = {"encode_batch_size": 130, "train_batch_size": 900, "sample_batch_size": 210}
 
 
 def check_config() -> dict[str, Any]:
@@ -248,7 +250,8 @@ def _check_resources(config: Mapping[str, Any], settings: Mapping[str, Any], dev
         batch //= settings.get("accumulation_steps", 1) * processes
     if key == "sample_batch_size":
         batch = max(batch, settings.get("network_batch_size", 1))
-    needed = BYTES_PER_VOXEL[key] * batch * settings["image_size"] ** 3
+    blocked = settings.get("block_size", 1) >= 4 and "adversarial_loss" not in config
+    needed = (BYTES_PER_VOXEL if blocked else BYTES_PER_VOXEL_UNBLOCKED)[key] * batch * settings["image_size"] ** 3
     if device.type == "cuda":
         there, where = torch.cuda.get_device_properties(device).total_memory, "the GPU has"
     else:
