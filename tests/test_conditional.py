@@ -507,7 +507,7 @@ def test_exports_take_requests(conditional_weights, tmp_path):
         "model_path": conditional_weights["model_path"],
         "output_dir": str(tmp_path),
         "guidance": 2.0,
-        "num_inference_steps": 1,  # test_exports.py unrolls more; exporting takes as long as the graph is large
+        "num_inference_steps": 2,
     }
     workflow = make_workflow("inference", "conditional", "inference_export", "smoke", **settings)
     workflow.run()

@@ -9,7 +9,7 @@ from monai.bundle import ckpt_export
 
 from scripts.tools.exports import UnrolledGenerator
 
-STEPS = 2
+STEPS = 3
 
 # A process that knows nothing of this repository; it draws the texture of ten volumes from a fixed seed, then another.
 LOAD = """

@@ -84,8 +84,8 @@ class EncodedLatents(Dataset):
         with torch.no_grad():
             for batch in tqdm(batches, "encoding", unit="batch", leave=False, disable=idist.get_rank() > 0):
                 mean, _ = self.autoencoder.encode(take_volumes(batch, device))
-                # Copied into numpy's memory: kept as they are, among the encoder's large activations, these small
-                # tensors fragment the host's memory: 22 GB of it over 8,192 volumes.
+                # Both are copied into numpy's memory: kept as they are, among the encoder's large activations, these
+                # small tensors fragment the host's memory: 22 GB of it over 8,192 volumes.
                 latents.append(mean.cpu().numpy().copy())
                 if self.conditions:
                     numbers.append(batch[CONDITION].numpy().copy())
