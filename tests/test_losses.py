@@ -67,6 +67,21 @@ def test_rim_and_core(batch):
     assert loss.parts["mean"] > 0.05
 
 
+def test_sides(batch):
+    """Too much on one side of the ball does not make up for too little on the other."""
+    latents = torch.zeros(4, 1, 1, 1, 1), torch.ones(4, 1, 1, 1, 1)
+    tilted = true_channels(batch)
+    for index, x in enumerate(batch["c"][:, 0].float()):
+        tilted[index, 1] += 0.5 * torch.sign(torch.arange(32) + 0.5 - x).view(32, 1, 1)
+    found = {}
+    for window_size in (8, 32):
+        loss = EvidenceLowerBoundLoss(mean_weight=1.0, window_size=window_size)
+        loss((tilted, *latents), batch["image"])
+        found[window_size] = loss.parts["mean"]
+    assert found[8] > 0.1
+    assert found[32] < 0.02
+
+
 def test_parts_add_up(batch):
     weights = {"kl_weight": 0.1, "normal_weight": 3.0, "mean_weight": 8.0, "second_moment_weight": 2.0}
     loss = EvidenceLowerBoundLoss(**weights)
@@ -85,3 +100,8 @@ def test_empty_volume():
 def test_negative_weight():
     with pytest.raises(ValueError, match="kl_weight=-1"):
         EvidenceLowerBoundLoss(kl_weight=-1)
+
+
+def test_windows_of_whole_blocks():
+    with pytest.raises(ValueError, match=r"window_size=6: must be a multiple of block_size=4"):
+        EvidenceLowerBoundLoss(window_size=6)

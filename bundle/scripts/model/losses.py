@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -20,10 +22,11 @@ class EvidenceLowerBoundLoss(nn.Module):
 
     The share of ``a`` and ``b`` in that bound is about a hundredth of the support's, so a network learns the shape and
     stops there for thousands of steps. Two terms speed them up: the squared errors of the first and the second moment
-    that the decoder predicts over parts of each volume's support. Thousands of voxels share each moment, so that its
-    noise is about a hundredth of a voxel's. There are three parts, by blocks of voxels: the rim, whose blocks lie
-    across the surface; the shell next to it; and the core. Over the whole support, too much in one would make up for
-    too little in another. Both terms vanish at the bound's own optimum, which they leave where it is.
+    that the decoder predicts over parts of each volume's support. Hundreds of voxels share a moment, so that its noise
+    is a small part of a voxel's. There are three parts, by blocks of voxels: the rim, whose blocks lie across the
+    surface; the shell next to it; and the core; each is cut by a grid of windows. Over the whole support, too much in
+    one place would make up for too little in another. A part counts as much as it has voxels. Both terms have their
+    minimum at the bound's own optimum, which they leave where it is.
 
     Args:
         kl_weight: weight of the Kullback-Leibler divergence of the latents from N(0, 1).
@@ -31,9 +34,10 @@ class EvidenceLowerBoundLoss(nn.Module):
         mean_weight: weight of the squared errors of the mean.
         second_moment_weight: weight of the squared errors of the second moment.
         block_size: voxels along each axis of the blocks that tell rim, shell and core apart.
+        window_size: voxels along each axis of the windows that cut these parts; a multiple of ``block_size``.
 
     Raises:
-        SettingError: when a weight is no number of at least 0.
+        SettingError: when a weight is no number of at least 0, or the windows are not made of whole blocks.
 
     Attributes:
         parts: the last call's terms before their weights, detached: ``support``, ``normal``, ``kl``, ``mean`` and
@@ -47,6 +51,7 @@ class EvidenceLowerBoundLoss(nn.Module):
         mean_weight: float = 0.0,
         second_moment_weight: float = 0.0,
         block_size: int = 4,
+        window_size: int = 16,
     ) -> None:
         super().__init__()
         self.weights = {
@@ -59,7 +64,10 @@ class EvidenceLowerBoundLoss(nn.Module):
         for name, weight in self.weights.items():
             if not is_number(weight) or weight < 0:
                 raise SettingError(f"{name}_weight={weight!r}: must be a number of at least 0.")
+        if window_size <= 0 or window_size % block_size:
+            raise SettingError(f"window_size={window_size!r}: must be a multiple of block_size={block_size}.")
         self.block_size = block_size
+        self.window_size = window_size
         self.parts: dict[str, torch.Tensor] = {}
 
     def forward(
@@ -78,7 +86,7 @@ class EvidenceLowerBoundLoss(nn.Module):
         voxels = ZeroInflatedNormal.from_channels(channels)
         inside = (target != 0).float()
         normal = -Normal(voxels.loc, voxels.scale, validate_args=False).log_prob(target)
-        mean_error, second_moment_error = self._average(
+        mean_error, second_moment_error = self._square_averages(
             inside, voxels.loc - target, voxels.loc**2 + voxels.scale**2 - target**2
         )
         # KL(N(m, s^2) || N(0, 1)), Kingma & Welling (2014), appendix B
@@ -87,19 +95,22 @@ class EvidenceLowerBoundLoss(nn.Module):
             "support": F.binary_cross_entropy_with_logits(voxels.logits, inside),
             "normal": (inside * normal).mean(),
             "kl": kl.sum() / target.numel(),
-            "mean": mean_error.square().mean(),
-            "second_moment": second_moment_error.square().mean(),
+            "mean": mean_error,
+            "second_moment": second_moment_error,
         }
         self.parts = {name: term.detach() for name, term in terms.items()}
         return torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
 
-    def _average(self, inside: torch.Tensor, *values: torch.Tensor) -> list[torch.Tensor]:
-        """Average each of ``values`` (B, 1, D, H, W) over rim, shell and core of the support: shapes (3, B)."""
+    def _square_averages(self, inside: torch.Tensor, *errors: torch.Tensor) -> list[torch.Tensor]:
+        """Average each of ``errors`` (B, 1, D, H, W) over each part of the support, square, and average: scalars."""
         share = F.avg_pool3d(inside, self.block_size)
         full = (share == 1).float()
         core = -F.max_pool3d(-full, kernel_size=3, stride=1, padding=1)
-        parts = torch.stack([1 - full, full - core, core])
-        count = (parts * share).sum(dim=(2, 3, 4, 5)).clamp_min(1.0)  # of blocks; a part with few has little to say
-        return [
-            (parts * F.avg_pool3d(inside * value, self.block_size)).sum(dim=(2, 3, 4, 5)) / count for value in values
-        ]
+        parts = torch.cat([1 - full, full - core, core], dim=1)
+        blocks = [min(self.window_size // self.block_size, length) for length in share.shape[2:]]
+        add_up = partial(F.avg_pool3d, kernel_size=blocks, ceil_mode=True, divisor_override=1)
+        size = add_up(parts * share)  # of each part in each window, in blocks
+        errors = [
+            add_up(parts * F.avg_pool3d(inside * error, self.block_size)) / size.clamp_min(1.0) for error in errors
+        ]  # a part with less than a block of voxels has little to say
+        return [(size * error.square()).sum() / size.sum().clamp_min(1.0) for error in errors]
