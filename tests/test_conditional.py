@@ -392,6 +392,23 @@ def test_released_model_obeys(tmp_path):
     assert np.std([float(row["cy"]) for row in rows]) > 3
 
 
+def test_released_control():
+    """The released scores are of the seed and the number that were fixed before, and hold the bounds set before them."""
+    found = read_json(BUNDLE / "models" / "fidelity_conditional.json")
+    settings = found["settings"]
+    assert settings["seed"] == 101 and settings["num_samples"] == 2000 and settings["num_inference_steps"] <= 10
+    cases = {tuple(case["asked"]): case["volumes"] for case in found["cases"] if case["guidance"] == 1}
+    names = set(PARAMETERS)
+    assert {(), PARAMETERS, *((name,) for name in PARAMETERS)} <= set(cases)
+    assert len([asked for asked in cases if len(asked) == 3]) >= 2
+    for asked, volumes in cases.items():
+        for name in asked:
+            assert volumes[f"rmse_{name}"]["value"] <= (0.02 if name in ("a", "b") else 0.25), (asked, name)
+        for name in names - set(asked):
+            assert volumes[f"ks_{name}"]["ok"], (asked, name)
+        assert volumes["valid"]["value"] >= 0.99, asked
+
+
 # Sweep
 
 
