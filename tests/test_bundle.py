@@ -133,16 +133,22 @@ def test_data_preview_and_benchmark(tmp_path):
         assert megabytes == pytest.approx(volumes * 64**3 * 4 / 1e6)
 
 
-def test_released_scores():
-    """Documents and metadata repeat the released scores, and name the lines beyond their limit."""
-    assert FIDELITY["settings"]["num_samples"] == 10_000 and FIDELITY["settings"]["num_inference_steps"] <= 10
-    volumes, found = FIDELITY["volumes"], FIDELITY["reconstruction"]
-    # all other lines hold their limit
-    assert set(FIDELITY["failed"]) <= {"valid", "classifier"}
-    assert f"beyond their limit: {', '.join(FIDELITY['failed'])}" in (BUNDLE / "docs" / "fidelity.md").read_text()
-    assert volumes["valid"]["value"] >= 0.992 and volumes["classifier"]["value"] <= 0.65
+@pytest.mark.parametrize("seed", [101, 102, 103])
+def test_released_seeds(seed):
+    """Every line holds its limit at 10,000 volumes in 10 calls, on the three seeds that were fixed before."""
+    found = read_json(BUNDLE / "models" / ("fidelity.json" if seed == 101 else f"fidelity_{seed}.json"))
+    settings, volumes = found["settings"], found["volumes"]
+    assert settings["seed"] == seed and settings["num_samples"] == 10_000 and settings["num_inference_steps"] <= 10
+    assert not found["failed"]
+    assert volumes["valid"]["value"] >= 0.997 and volumes["classifier"]["value"] <= 0.55
     assert max(volumes[f"ks_{name}"]["value"] for name in ("r", "cx", "cy", "cz", "a", "b")) <= 0.0186
-    assert found["dice"] >= 0.992 and found["mse_ratio"] <= 1.002 and found["ssim_ratio"] >= 0.997
+    assert max(abs(volumes[name]["value"]) for name in ("rim_fade", "rim_mean", "rim_std", "kurtosis")) <= 0.02
+
+
+def test_released_scores():
+    """Documents and metadata repeat the released scores."""
+    found = FIDELITY["reconstruction"]
+    assert found["dice"] >= 0.994 and found["mse_ratio"] <= 1.002 and found["ssim_ratio"] >= 0.997
     assert found["a_rmse"] <= 0.01 and found["b_rmse"] <= 0.01
     assert tools.documents.main(["--check"]) == 0
 
@@ -158,14 +164,15 @@ def test_released_weights(tmp_path):
     for name in ("a_rmse", "b_rmse"):
         assert now["reconstruction"][name] <= 0.03, name
     # the same seed, so that these are the first 16 of the 10,000 volumes
-    # of 16 balls the standard errors of these two are a third and more of their limits; and the parameters of so few
-    # are what their noise makes them: the law is tested on the 10,000, and here what each volume tells by itself
+    # of 16 balls the standard errors of the two are a third and more of their limits, and the classifier is tested on
+    # eight of each; the parameters of so few are what their noise makes them: the law is tested on the 10,000, and here
+    # what each volume tells by itself
     failed = {name for name in now["failed"] if not name.startswith("ks_")}
-    assert failed <= {*FIDELITY["failed"], "rim_mean", "rim_fade"}
+    assert failed <= {"valid", "classifier", "rim_mean", "rim_fade"}
     for name in ("rim_mean", "rim_std", "kurtosis", "normal_ks", "rim_fade"):
         line, released = now["volumes"][name], FIDELITY["volumes"][name]
         assert line["value"] == pytest.approx(released["value"], abs=max(0.002, 5 * line["standard_error"])), name
-    assert now["volumes"]["valid"]["value"] >= 14 / 16  # of 16 volumes, each valid at 0.99, three fail twice in 1,000
+    assert now["volumes"]["valid"]["value"] >= 14 / 16  # three of 16 fail less than once in 1,000 at a share of 0.997
     expected = FIDELITY["volumes"]["dice_median"]["value"]
     assert now["volumes"]["dice_median"]["value"] == pytest.approx(expected, abs=2e-3)
 

@@ -393,7 +393,7 @@ def test_released_model_obeys(tmp_path):
 
 
 def test_released_control():
-    """The released scores are of the seed and the number that were fixed before, and hold the bounds set before them."""
+    """The released scores are of the seed and the number fixed before, and hold the bounds that were set."""
     found = read_json(BUNDLE / "models" / "fidelity_conditional.json")
     settings = found["settings"]
     assert settings["seed"] == 101 and settings["num_samples"] == 2000 and settings["num_inference_steps"] <= 10
