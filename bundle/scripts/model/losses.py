@@ -25,8 +25,8 @@ class EvidenceLowerBoundLoss(nn.Module):
     that the decoder predicts over parts of each volume's support. Hundreds of voxels share a moment, so that its noise
     is a small part of a voxel's. There are three parts, by blocks of voxels: the rim, whose blocks lie across the
     surface; the shell next to it; and the core; each is cut by a grid of windows. Over the whole support, too much in
-    one place would make up for too little in another. A part counts as much as it has voxels. Both terms have their
-    minimum at the bound's own optimum, which they leave where it is.
+    one place would make up for too little in another. A voxel of the support counts with its part's error, as it does
+    with its own likelihood. Both terms have their minimum at the bound's own optimum, which they leave where it is.
 
     Args:
         kl_weight: weight of the Kullback-Leibler divergence of the latents from N(0, 1).
@@ -102,7 +102,7 @@ class EvidenceLowerBoundLoss(nn.Module):
         return torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
 
     def _square_averages(self, inside: torch.Tensor, *errors: torch.Tensor) -> list[torch.Tensor]:
-        """Average each of ``errors`` (B, 1, D, H, W) over each part of the support, square, and average: scalars."""
+        """Average each of ``errors`` (B, 1, D, H, W) over each part of the support, square, and average over voxels."""
         share = F.avg_pool3d(inside, self.block_size)
         full = (share == 1).float()
         core = -F.max_pool3d(-full, kernel_size=3, stride=1, padding=1)
@@ -113,4 +113,4 @@ class EvidenceLowerBoundLoss(nn.Module):
         errors = [
             add_up(parts * F.avg_pool3d(inside * error, self.block_size)) / size.clamp_min(1.0) for error in errors
         ]  # a part with less than a block of voxels has little to say
-        return [(size * error.square()).sum() / size.sum().clamp_min(1.0) for error in errors]
+        return [(size * error.square()).sum() / share.numel() for error in errors]
