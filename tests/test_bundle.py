@@ -133,9 +133,7 @@ def test_data_preview_and_benchmark(tmp_path):
         assert megabytes == pytest.approx(volumes * 64**3 * 4 / 1e6)
 
 
-@pytest.mark.parametrize(
-    ("seed", "beyond"), [(101, []), (102, ["ks_a", "rank_correlation", "background"]), (103, [])]
-)
+@pytest.mark.parametrize(("seed", "beyond"), [(101, []), (102, ["ks_a", "rank_correlation", "background"]), (103, [])])
 def test_released_seeds(seed, beyond):
     """On the seeds fixed before, 10,000 volumes in 10 calls hold every limit but those that the documents name."""
     found = read_json(BUNDLE / "models" / ("fidelity.json" if seed == 101 else f"fidelity_{seed}.json"))
