@@ -5,7 +5,7 @@
 - ``training``: checkpoints, curves, schedule, care for bad numbers.
 - ``evaluation``: measured spheres, fidelity to the law, metrics of reconstructions, figures.
 - ``data``: spheres, volumes from files, latents, what volumes are asked for.
-- ``model``: distribution over voxels, autoencoder, diffusion model, generator, losses.
+- ``model``: distribution over voxels, autoencoder, diffusion model, convolutions on few voxels, generator, losses.
 - Below all: ``checks`` (what a user may set), ``config`` (the config that is being run), ``record`` (its settings, kept
   with what it wrote), ``command_line`` (errors and signals), ``environment`` (device and precision), ``weights`` (files
   of weights), ``atomic`` (files that appear whole).

@@ -1,14 +1,12 @@
-"""How the diffusion model is trained on encoded latents: the pass through the network, its target, and its speed."""
+"""How the diffusion model is trained on encoded latents: the pass through the network, and its target."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from monai.engines import VPredictionPrepareBatch
 from monai.inferers import Inferer
 from monai.networks.schedulers import RFlowScheduler, Scheduler
@@ -136,71 +134,3 @@ class VelocityPrepareBatch(VPredictionPrepareBatch):
         if self._is_flow:
             return images - noise
         return super().get_target(images, noise, timesteps)
-
-
-@lru_cache
-def _find_taps(grid: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find which of the 27 taps of a kernel joins each output of a grid to each input.
-
-    Returns:
-        The taps, shape (pairs,), and the same as ones among zeros, shape (27, pairs).
-    """
-    with torch.inference_mode(False):  # a later backward pass has to keep them
-        places = torch.cartesian_prod(*(torch.arange(size) for size in grid))
-        taps = ((places[None] - places[:, None] + 1) * torch.tensor([9, 3, 1])).sum(dim=-1).flatten()
-        return taps, F.one_hot(taps, 27).T.float()
-
-
-class SmallConv3d(nn.Conv3d):
-    """A convolution with a kernel of 3^3 that works on grids of at most 2^3 as one product of matrices.
-
-    On such a grid each output sees each input, through 8 of the kernel's 27 taps; the usual way computes with all 27.
-    On a CPU this takes a third of the time, and it avoids a fault: PyTorch 2.13's bf16 backward of ``Conv3d`` on 2^3
-    now and then returns gradients that are not finite. Larger grids, other devices and exporters take the usual way.
-    """
-
-    _kept: tuple[object, torch.Tensor] | None = None  # the matrix of the last call without gradients, and of what it is
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Convolve (B, C, d, h, w)."""
-        grid = tuple(x.shape[2:])
-        exporting = torch.jit.is_tracing() or torch.compiler.is_compiling()
-        if exporting or x.device.type != "cpu" or max(grid) > 2:
-            return super().forward(x)
-        y = (x.reshape(len(x), -1) @ self._make_matrix(grid, x.dtype)).view(len(x), self.out_channels, *grid)
-        return y if self.bias is None else y + self.bias.view(-1, 1, 1, 1).to(y.dtype)
-
-    def _make_matrix(self, grid: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """Spread the kernel over a matrix of (inputs, outputs) on a grid."""
-        learns = torch.is_grad_enabled()
-        # a sampler calls the same weights again and again, and making the matrix takes longer than multiplying with it
-        made_of = (grid, dtype, self.weight.data_ptr(), self.weight._version)
-        if not learns and self._kept is not None and self._kept[0] == made_of:
-            return self._kept[1]
-        outputs, inputs, count = self.out_channels, self.in_channels, math.prod(grid)
-        taps, ones = _find_taps(grid)
-        weight = self.weight.reshape(outputs * inputs, 27)
-        # an index is faster, but its backward is slow
-        picked = weight @ ones if learns else weight[:, taps]
-        matrix = picked.view(outputs, inputs, count, count).permute(1, 3, 0, 2).reshape(inputs * count, outputs * count)
-        matrix = matrix.to(dtype)
-        self._kept = None if learns else (made_of, matrix)
-        return matrix
-
-
-def speed_up(network: nn.Module) -> nn.Module:
-    """Let a network's convolutions work as ``SmallConv3d`` does where they can; its weights stay its own.
-
-    Args:
-        network: MONAI's ``DiffusionModelUNet``, or another.
-
-    Returns:
-        The network.
-    """
-    for module in network.modules():
-        # the convolutions of MONAI's residual blocks
-        if type(module) is nn.Conv3d and module.kernel_size == (3, 3, 3):
-            same_size = module.stride == module.padding == module.dilation == (1, 1, 1)
-            if same_size and module.groups == 1 and module.padding_mode == "zeros":
-                module.__class__ = SmallConv3d  # the same parameters, another forward
-    return network

@@ -15,7 +15,7 @@ from torch import nn
 from ..checks import SettingError
 from ..environment import autocast
 from .autoencoder import VolumeAutoencoder
-from .diffusion import speed_up
+from .convolution import speed_up
 from .distributions import ZeroInflatedNormal
 from .scripting import TracedWhenScripted
 from .tokens import ConditionTokens, read_names

@@ -110,7 +110,7 @@ class EvidenceLowerBoundLoss(nn.Module):
         blocks = [min(self.window_size // self.block_size, length) for length in share.shape[2:]]
         add_up = partial(F.avg_pool3d, kernel_size=blocks, ceil_mode=True, divisor_override=1)
         size = add_up(parts * share)  # of each part in each window, in blocks
-        errors = [
+        averages = [
             add_up(parts * F.avg_pool3d(inside * error, self.block_size)) / size.clamp_min(1.0) for error in errors
         ]  # a part with less than a block of voxels has little to say
-        return [(size * error.square()).sum() / share.numel() for error in errors]
+        return [(size * average.square()).sum() / share.numel() for average in averages]
