@@ -19,7 +19,7 @@ def bench_commands() -> Iterator[Row]:
     _, seconds, memory = run_command(
         bundle_command("train_diffusion", train_size=64, train_batch_size=64, val_size=8), until=first_step
     )
-    note = f"{memory:.1f} GB; with 64 volumes to encode; the default's 131,072 take part of the training"
+    note = f"{memory:.1f} GB; with 64 volumes to encode; the default's are a part of its training"
     yield Row("commands", "diffusion: start to first step", "s", seconds, most=10, note=note)
     _, seconds, memory = run_command(bundle_command("evaluate", num_samples=200))
     note = f"{memory:.1f} GB; 256 reconstructions, 200 volumes and 200 real spheres"

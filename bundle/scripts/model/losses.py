@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Normal
 
-from ..checks import SettingError, is_number
+from ..checks import SettingError, is_integer, is_number
 from .distributions import ZeroInflatedNormal
 
 
@@ -64,7 +64,7 @@ class EvidenceLowerBoundLoss(nn.Module):
         for name, weight in self.weights.items():
             if not is_number(weight) or weight < 0:
                 raise SettingError(f"{name}_weight={weight!r}: must be a number of at least 0.")
-        if window_size <= 0 or window_size % block_size:
+        if not is_integer(window_size) or window_size <= 0 or window_size % block_size:
             raise SettingError(f"window_size={window_size!r}: must be a multiple of block_size={block_size}.")
         self.block_size = block_size
         self.window_size = window_size
