@@ -104,6 +104,10 @@ class EncodedLatents(Dataset):
         self.scale.fill_(factor)
         return factor
 
+    def draw(self, count: int) -> torch.Tensor:
+        """Draw scaled latents at random, with replacement, shape (count, C, d, h, w); alike in all processes."""
+        return self.latents[torch.randint(len(self), (count,))] * self.scale_factor
+
     def state_dict(self) -> dict[str, float]:
         """Return the scale factor, for a checkpoint."""
         return {"scale_factor": self.scale_factor}
