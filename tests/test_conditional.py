@@ -131,6 +131,20 @@ def test_hidden_alike_by_several_processes(monkeypatch, fixed):
         assert torch.equal(hide(slice(rank, None, 3)), whole[rank::3])
 
 
+def test_asked_targets_not_averaged():
+    """The target of an item that is asked for nothing is averaged over the reference; that of another is its own."""
+    scheduler = RFlowScheduler(num_train_timesteps=1000)
+    tokens = ConditionTokens("ab", [(0, 1)] * 2)
+    reference = torch.randn(16, 4, 1, 1, 1)
+    prepare = VelocityPrepareBatch(scheduler, 1000, tokens=tokens, reference=lambda count: reference, reference_size=16)
+    images = torch.randn(64, 4, 1, 1, 1)
+    _, velocity, _, more = prepare({"image": images, "condition": torch.rand(64, 2)})
+    asked = more["condition"].ne(0).any(dim=2).any(dim=1)
+    plain = (velocity - (images - more["noise"])).abs().amax(dim=(1, 2, 3, 4))
+    assert 0 < asked.sum() < 64
+    assert plain[asked].max() < 1e-6 < plain[~asked].median()
+
+
 def test_unconditional_draws_stay():
     """Without conditions a batch has the noise and timesteps that it had."""
     batch = {"image": torch.randn(8, 4, 1, 1, 1)}

@@ -55,6 +55,20 @@ def test_validation_latents_scaled(dataset):
     assert latents[5]["index"] == 5 and not torch.equal(latents[5]["image"], latents[6]["image"])
 
 
+def test_reference_drawn_from_latents(dataset):
+    """A draw is of the scaled latents, each as likely as another, and another draw is of others."""
+    latents = EncodedLatents(dataset, Halves())
+    scaled = torch.stack([latents[i]["image"] for i in range(len(latents))]).flatten(1)
+    torch.manual_seed(0)
+    drawn = latents.draw(6400).flatten(1)
+    assert not torch.equal(drawn[:8], latents.draw(8).flatten(1))
+    differences = torch.cdist(drawn, scaled, compute_mode="donot_use_mm_for_euclid_dist")
+    assert differences.min(dim=1).values.max() < 1e-3
+    # 100 of each are expected, with a standard error of 10
+    counts = torch.bincount(differences.argmin(dim=1), minlength=len(latents))
+    assert counts.min() > 50 and counts.max() < 150
+
+
 def test_encoding_is_lazy(dataset):
     """Encoding waits for the first latent, and then fills the scale in."""
     autoencoder = Halves()

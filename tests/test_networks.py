@@ -11,12 +11,13 @@ from monai.inferers import DiffusionInferer
 from monai.networks.nets import AutoencoderKL, DiffusionModelUNet
 from monai.networks.schedulers import DDPMScheduler, RFlowScheduler
 
+from scripts import distributed
 from scripts.checks import SettingError
 from scripts.environment import has_bf16
 from scripts.evaluation.metrics import SeparableSSIMMetric
 from scripts.model.autoencoder import VolumeAutoencoder
 from scripts.model.convolution import SmallConv3d, speed_up
-from scripts.model.diffusion import AutocastInferer, VelocityPrepareBatch
+from scripts.model.diffusion import AutocastInferer, VelocityPrepareBatch, average_posterior
 from scripts.model.generator import FixedBatchInferer, VolumeGenerator
 from scripts.model.sampler import AdamsBashforthScheduler
 
@@ -266,6 +267,58 @@ def test_velocity_leads_to_clean(name):
     else:
         clean = noisy + t / 1000 * velocity
     assert torch.allclose(clean, images, atol=1e-4)
+
+
+@pytest.mark.parametrize("timestep", [0, 500, 999])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_averaged_target(name, timestep):
+    """For normal data the posterior's mean is known: the average over references is it, with little of the variance."""
+    torch.manual_seed(0)
+    add_noise = SCHEDULERS[name].add_noise
+    images, noise = torch.randn(2, 1000, 4, 1, 1, 1)
+    timesteps = torch.full((len(images),), timestep)
+    one = torch.ones(1, 1, 1, 1, 1)
+    alpha, sigma = add_noise(one, 0 * one, timesteps[:1]), add_noise(0 * one, one, timesteps[:1])
+    noisy = add_noise(images, noise, timesteps)
+    # a reference of its own for each, so that their errors are independent
+    pairs = [
+        average_posterior(*item, SCHEDULERS[name], torch.randn(63, 4, 1, 1, 1))
+        for item in zip(images.split(1), noise.split(1), timesteps.split(1), strict=True)
+    ]
+    mean, mean_noise = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    assert torch.allclose(add_noise(mean, mean_noise, timesteps), noisy, atol=1e-5)
+    error, plain = ((values - alpha * noisy / (alpha**2 + sigma**2)).flatten() for values in (mean, images))
+    if timestep == 0:
+        assert torch.allclose(mean, images, atol=1e-2)
+        return
+    assert error.square().mean() < 0.2 * plain.square().mean()
+    # 4 standard errors: of the bias, and of the part of it that grows with the noisy data
+    for values in (error, error * noisy.flatten()):
+        assert values.mean().abs() < 4 * values.std() / len(values) ** 0.5
+
+
+def test_target_alike_by_several_processes(monkeypatch):
+    """Processes that share a batch average over the same reference as one process would."""
+    pool, images = torch.randn(300, 4, 1, 1, 1), torch.randn(12, 4, 1, 1, 1)
+    prepare = VelocityPrepareBatch(
+        SCHEDULERS["rectified flow"], 1000, reference=lambda count: pool[torch.randint(len(pool), (count,))]
+    )
+
+    def target(part: slice) -> torch.Tensor:
+        torch.manual_seed(0)
+        return prepare({"image": images[part]})[1]
+
+    whole = target(slice(None))
+    monkeypatch.setattr(distributed.idist, "get_world_size", lambda: 3)
+    for rank in range(3):
+        monkeypatch.setattr(distributed.idist, "get_rank", lambda rank=rank: rank)
+        assert torch.allclose(target(slice(rank, None, 3)), whole[rank::3], atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, "many"])
+def test_reference_of_whole_size(size):
+    with pytest.raises(ValueError, match=f"reference_size={size!r}: must be a whole number of at least 1"):
+        VelocityPrepareBatch(SCHEDULERS["rectified flow"], 1000, reference_size=size)
 
 
 @pytest.mark.parametrize("steps", [5, 10, 25, 50, 1000])

@@ -12,6 +12,7 @@ from monai.inferers import Inferer
 from monai.networks.schedulers import RFlowScheduler, Scheduler
 from torch import nn
 
+from ..checks import SettingError, is_integer
 from ..distributed import draw_share, randn_share
 from ..environment import autocast
 from .tokens import ConditionTokens
@@ -49,11 +50,11 @@ def average_posterior(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Estimate the means of the clean data and of the noise, given the noisy data that a scheduler makes of both.
 
-    Noisy data y = alpha x + sigma n may come from any x, as likely as the normal density of (y - alpha x) / sigma tells.
+    Noisy data y = alpha x + sigma n may come from any x, with the normal density of (y - alpha x) / sigma for a weight.
     The estimate is the weighted mean over the item itself and a reference, the stable target of Xu, Tong and Jaakkola
-    (2023), "Stable Target Field for Reduced Variance Score Estimation in Diffusion Models", equation 6. It has no bias:
-    of the item and the reference, all drawn from the data, it is the mean over which of them the noise was added to,
-    given y and the set of them. At little noise the item has all the weight.
+    (2023), "Stable Target Field for Reduced Variance Score Estimation in Diffusion Models", section 3. Averaged over
+    references it has no bias: item and reference are drawn from the same data, and the weights are the probabilities
+    that the noise was added to each of them, given y and the set of them. At little noise the item has all the weight.
 
     Args:
         images: the data, shape (B, C, d, h, w).
@@ -66,9 +67,7 @@ def average_posterior(
         The means of data and noise, each (B, C, d, h, w).
     """
     one, zero = torch.ones_like(images[:, :1]), torch.zeros_like(images[:, :1])
-    alpha, sigma = (
-        scheduler.add_noise(*parts, timesteps).flatten(1)[:, :1] for parts in ((one, zero), (zero, one))
-    )
+    alpha, sigma = (scheduler.add_noise(*parts, timesteps).flatten(1)[:, :1] for parts in ((one, zero), (zero, one)))
     ratio = alpha / sigma.clamp(min=1e-4)  # without noise the item alone counts, whatever the ratio
     x, others, n = (values.flatten(1).float() for values in (images, reference, noise))
     y = ratio * x + n
@@ -97,6 +96,9 @@ class VelocityPrepareBatch(VPredictionPrepareBatch):
         condition_name: key of these numbers in a batch, (B, K), NaN where one is missing.
         reference: draws so many latents of the training, to average the target over; ``None`` keeps the plain target.
         reference_size: how many are drawn for each batch.
+
+    Raises:
+        SettingError: when ``reference_size`` is no number of latents.
     """
 
     def __init__(
@@ -116,6 +118,8 @@ class VelocityPrepareBatch(VPredictionPrepareBatch):
         )
         self.fixed = fixed
         self.tokens = tokens
+        if not is_integer(reference_size) or reference_size < 1:
+            raise SettingError(f"reference_size={reference_size!r}: must be a whole number of at least 1.")
         self.reference = reference
         self.reference_size = reference_size
         # of the batch at hand
