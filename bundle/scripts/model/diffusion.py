@@ -95,7 +95,7 @@ class VelocityPrepareBatch(VPredictionPrepareBatch):
             for nothing.
         condition_name: key of these numbers in a batch, (B, K), NaN where one is missing.
         reference: draws so many latents of the training, to average the target over; ``None`` keeps the plain target.
-        reference_size: how many are drawn for each batch.
+        reference_size: how many are drawn for each batch; 0 keeps the plain target too.
 
     Raises:
         SettingError: when ``reference_size`` is no number of latents.
@@ -118,9 +118,9 @@ class VelocityPrepareBatch(VPredictionPrepareBatch):
         )
         self.fixed = fixed
         self.tokens = tokens
-        if not is_integer(reference_size) or reference_size < 1:
-            raise SettingError(f"reference_size={reference_size!r}: must be a whole number of at least 1.")
-        self.reference = reference
+        if not is_integer(reference_size) or reference_size < 0:
+            raise SettingError(f"reference_size={reference_size!r}: must be a whole number, 0 or more.")
+        self.reference = reference if reference_size else None
         self.reference_size = reference_size
         # of the batch at hand
         self.indices: list[int] = []
