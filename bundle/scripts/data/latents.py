@@ -106,7 +106,7 @@ class EncodedLatents(Dataset):
 
     def draw(self, count: int) -> torch.Tensor:
         """Draw scaled latents at random, with replacement, shape (count, C, d, h, w); alike in all processes."""
-        return self.latents[torch.randint(len(self), (count,))] * self.scale_factor
+        return self.latents[torch.randint(len(self.latents), (count,))] * self.scale_factor
 
     def state_dict(self) -> dict[str, float]:
         """Return the scale factor, for a checkpoint."""

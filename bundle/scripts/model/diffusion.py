@@ -120,6 +120,7 @@ class VelocityPrepareBatch(VPredictionPrepareBatch):
         self.tokens = tokens
         if not is_integer(reference_size) or reference_size < 0:
             raise SettingError(f"reference_size={reference_size!r}: must be a whole number, 0 or more.")
+        self.scheduler: Scheduler | RFlowScheduler
         self.reference = reference if reference_size else None
         self.reference_size = reference_size
         # of the batch at hand
