@@ -66,8 +66,8 @@ def average_posterior(
     Returns:
         The means of data and noise, each (B, C, d, h, w).
     """
-    one, zero = torch.ones_like(images[:, :1]), torch.zeros_like(images[:, :1])
-    alpha, sigma = (scheduler.add_noise(*parts, timesteps).flatten(1)[:, :1] for parts in ((one, zero), (zero, one)))
+    one = images.new_ones(len(images), 1, 1, 1, 1)
+    alpha, sigma = (scheduler.add_noise(*pair, timesteps).flatten(1) for pair in ((one, 0 * one), (0 * one, one)))
     ratio = alpha / sigma.clamp(min=1e-4)  # without noise the item alone counts, whatever the ratio
     x, others, n = (values.flatten(1).float() for values in (images, reference, noise))
     y = ratio * x + n
@@ -125,7 +125,7 @@ class VelocityPrepareBatch(VPredictionPrepareBatch):
         self.reference_size = reference_size
         # of the batch at hand
         self.indices: list[int] = []
-        self.asked: torch.Tensor | None = None
+        self.free: torch.Tensor | slice = slice(None)  # which items are asked for nothing
 
     def __call__(
         self,
@@ -144,7 +144,7 @@ class VelocityPrepareBatch(VPredictionPrepareBatch):
             self.indices = batch["index"].tolist()
         if self.tokens is not None and self.condition_name is not None:
             values = self.hide(batch[self.condition_name])
-            self.asked = values.isfinite().any(dim=1)
+            self.free = values.isnan().all(dim=1)
             batch[self.condition_name] = self.tokens(values)
         return super().__call__(batch, device, non_blocking, **kwargs)
 
@@ -188,11 +188,10 @@ class VelocityPrepareBatch(VPredictionPrepareBatch):
         """Return the velocity, of the shape of ``images``."""
         if self.reference is not None:
             reference = self.reference(self.reference_size).to(images)
-            mean, mean_noise = average_posterior(images, noise, timesteps, self.scheduler, reference)
-            if self.asked is not None:
-                asked = self.asked.to(images.device).view(-1, *[1] * (images.ndim - 1))
-                mean, mean_noise = torch.where(asked, images, mean), torch.where(asked, noise, mean_noise)
-            images, noise = mean, mean_noise
+            images, noise, free = images.clone(), noise.clone(), self.free
+            images[free], noise[free] = average_posterior(
+                images[free], noise[free], timesteps[free], self.scheduler, reference
+            )
         if self._is_flow:
             return images - noise
         return super().get_target(images, noise, timesteps)
