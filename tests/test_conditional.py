@@ -421,7 +421,9 @@ def test_released_control():
         for name in names - set(asked):
             assert volumes[f"ks_{name}"]["ok"], (asked, name)
         assert volumes["valid"]["value"] >= 0.996, asked
-    assert not [name for name, line in cases[()].items() if isinstance(line, dict) and line.get("ok") is False]
+    for case in found["cases"]:
+        if case["guidance"] == 1:
+            assert set(case["failed"]) <= ({"valid"} if case["asked"] else set()), case["asked"]
 
 
 # Sweep
