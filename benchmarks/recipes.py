@@ -1,8 +1,8 @@
 """Recipes at equal compute: the tutorials' autoencoders and samplers beside this bundle's, by the same instrument.
 
 Each recipe is trained and evaluated by the bundle's own commands, into ``bundle/runs/recipes``; what is there already
-is not made again. ``make recipes`` takes about two hours on two cores, prints a table in Markdown and writes
-``results/recipes.json``.
+is not made again. ``make recipes`` takes about four hours on two cores, prints a table in Markdown, writes
+``results/recipes.json``, and draws volumes of the recipes trained to the end beside the release's and real ones.
 """
 
 from __future__ import annotations
@@ -18,46 +18,51 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from measure import BUNDLE, bundle_command
+from measure import BUNDLE, bundle_command, load_config
 
+from scripts.evaluation.slices import plot_volumes
 from scripts.report.curves import read_events
 
 RUNS = BUNDLE / "runs" / "recipes"
 RESULTS = Path(__file__).parent / "results" / "recipes.json"
+FIGURE = BUNDLE / "docs" / "figures" / "recipes.png"
 
 AUTOENCODER = "--train_size 4096 --epochs 1"
 DIFFUSION = "--train_size 8192 --epochs 16 --train_batch_size 64"
 SHORT = "--train_size 8192 --epochs 4 --val_interval 4 --train_batch_size 64"
+# as much time as both stages of the release take: 53 minutes on two cores of an AMD EPYC with AVX-512 and bf16
+WHOLE_L1 = "--epochs 30"
 EVALUATION = "--test_size 32 --diversity_size 2 --classifier_epochs 1 --num_samples 1000"
 
 # name: (config and overlays, options, names of what must be there first)
 TRAININGS = {
     "autoencoder_gan": ("train_autoencoder train_autoencoder_gan", AUTOENCODER, ()),
     "autoencoder": ("train_autoencoder", AUTOENCODER, ()),
-    "autoencoder_l1": ("train_autoencoder train_autoencoder_l1", AUTOENCODER, ()),
+    "autoencoder_l1": ("train_autoencoder train_autoencoder_l1", WHOLE_L1, ()),
     "diffusion": ("train_diffusion diffusion", DIFFUSION, ()),
     "flow": ("train_diffusion", DIFFUSION, ()),
     "flow_gan": ("train_diffusion deterministic", DIFFUSION, ("autoencoder_gan",)),
     "flow_own": ("train_diffusion", DIFFUSION, ("autoencoder",)),
-    "flow_l1": ("train_diffusion deterministic", DIFFUSION, ("autoencoder_l1",)),
+    "flow_l1": ("train_diffusion deterministic", "", ("autoencoder_l1",)),
     "flow_short": ("train_diffusion", SHORT, ()),
     "autoencoder_short": ("train_autoencoder", "--train_size 1024 --epochs 1", ()),
     "autoencoder_short_float32": ("train_autoencoder", "--train_size 1024 --epochs 1 --precision float32", ()),
 }
-# label: (config and overlays, steps of the sampler, the autoencoder's training or "" for the released one, the model's)
+# label: (config and overlays, options, steps of the sampler, the training of the autoencoder, of the model); "" for an
+# autoencoder is the release's
 RECIPES = {
-    "DDPM": ("evaluate diffusion ddpm", 1000, "", "diffusion"),
-    "DDIM, 50": ("evaluate diffusion", 50, "", "diffusion"),
-    "DDIM, 20": ("evaluate diffusion", 20, "", "diffusion"),
-    "DDIM, 10": ("evaluate diffusion", 10, "", "diffusion"),
-    "flow, 25, a quarter of the steps": ("evaluate", 25, "", "flow_short"),
-    "flow, 25": ("evaluate", 25, "", "flow"),
-    "flow, 50": ("evaluate", 50, "", "flow"),
-    "flow, 20": ("evaluate", 20, "", "flow"),
-    "flow, 10": ("evaluate", 10, "", "flow"),
-    "own autoencoder": ("evaluate", 25, "autoencoder", "flow_own"),
-    "L1 autoencoder": ("evaluate evaluate_deterministic", 25, "autoencoder_l1", "flow_l1"),
-    "adversarial autoencoder": ("evaluate evaluate_deterministic", 25, "autoencoder_gan", "flow_gan"),
+    "DDPM": ("evaluate diffusion ddpm", EVALUATION, 1000, "", "diffusion"),
+    "DDIM, 50": ("evaluate diffusion", EVALUATION, 50, "", "diffusion"),
+    "DDIM, 20": ("evaluate diffusion", EVALUATION, 20, "", "diffusion"),
+    "DDIM, 10": ("evaluate diffusion", EVALUATION, 10, "", "diffusion"),
+    "flow, 25, a quarter of the steps": ("evaluate", EVALUATION, 25, "", "flow_short"),
+    "flow, 25": ("evaluate", EVALUATION, 25, "", "flow"),
+    "flow, 50": ("evaluate", EVALUATION, 50, "", "flow"),
+    "flow, 20": ("evaluate", EVALUATION, 20, "", "flow"),
+    "flow, 10": ("evaluate", EVALUATION, 10, "", "flow"),
+    "own autoencoder": ("evaluate", EVALUATION, 25, "autoencoder", "flow_own"),
+    "L1 autoencoder": ("evaluate evaluate_deterministic", "", 10, "autoencoder_l1", "flow_l1"),
+    "adversarial autoencoder": ("evaluate evaluate_deterministic", EVALUATION, 25, "autoencoder_gan", "flow_gan"),
 }
 
 
@@ -102,7 +107,7 @@ def gather_results() -> dict[str, Any]:
         seconds = json.loads((RUNS / name / "seconds.json").read_text())
         trainings[name] = {"seconds": seconds, "validation": read_validation(RUNS / name)}
     recipes: dict[str, Any] = {}
-    for label, (_, steps, _, _) in RECIPES.items():
+    for label, (_, _, steps, _, _) in RECIPES.items():
         path = RUNS / folder_of(label) / "fidelity.json"
         if path.exists():
             result = json.loads(path.read_text())
@@ -130,13 +135,36 @@ def format_recipes(recipes: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def draw_recipes(path: Path, count: int = 3) -> None:
+    """Draw volumes of the recipes that are trained to the end, beside those of the release and real spheres."""
+    trained = {"release": ("inference", {})}
+    for label, (configs, options, _, _, model) in RECIPES.items():
+        if not options and (RUNS / model / "model.pt").exists():
+            overlays = configs.replace("evaluate_", "").replace("evaluate", "inference")
+            trained[label] = (overlays, {"model_path": str(RUNS / model / "model.pt")})
+    spheres = load_config("train_autoencoder").get_parsed_content("validate#spheres")
+    items = [{"real spheres": spheres[i]["image"]} for i in range(count)]
+    for label, (configs, settings) in trained.items():
+        config = load_config(*configs.split(), num_samples=count, **settings)
+        generator, noise = config.get_parsed_content("network").eval(), config.get_parsed_content("dataset")
+        for i, item in enumerate(items):
+            item[label] = generator(noise[i]["image"][None], noise[i]["texture"][None])[0]
+    plot_volumes(items, [""] * count, path)
+
+
 def main() -> None:
     """Train and evaluate every recipe, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=2, help="trainings and evaluations that run at a time")
     parser.add_argument("--threads", type=int, default=1, help="threads of each")
     parser.add_argument("--options", default="", help="further options for every command, e.g. '--train_size 64'")
+    parser.add_argument("--only", nargs="+", choices=RECIPES, default=list(RECIPES), help="the recipes to run")
     arguments = parser.parse_args()
+    evaluations = {label: RECIPES[label] for label in arguments.only}
+    models = {model for *_, model in evaluations.values()}
+    wanted = models.union(*(TRAININGS[model][2] for model in models))
+    if len(evaluations) == len(RECIPES):
+        wanted = set(TRAININGS)
     jobs: dict[str, Future] = {}
 
     def submit(name: str, needed: tuple[str, ...], configs: str, options: str, result: str) -> None:
@@ -149,17 +177,22 @@ def main() -> None:
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
         for name, (configs, options, needed) in TRAININGS.items():
+            if name not in wanted:
+                continue
             result = "model_autoencoder.pt" if name.startswith("autoencoder") else "model.pt"
             submit(name, needed, configs, options + weights(*needed), result)
-        for label, (configs, steps, autoencoder, model) in RECIPES.items():
-            options = f"{EVALUATION} --num_inference_steps {steps}" + weights(autoencoder, model)
+        for label, (configs, options, steps, autoencoder, model) in evaluations.items():
+            options += f" --num_inference_steps {steps}" + weights(autoencoder, model)
             submit(folder_of(label), (model,), configs, options, "fidelity.json")
     for name, future in jobs.items():
         if error := future.exception():
             print(f"{name} failed: {error}; see {RUNS / name / 'log.txt'}")
-    results = gather_results()
+    found, results = gather_results(), read_results()
+    for part, values in results.items():
+        values.update(found[part])  # what was not run keeps its results
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     print(format_recipes(results["recipes"]))
+    draw_recipes(FIGURE)
 
 
 if __name__ == "__main__":
