@@ -108,6 +108,13 @@ def _results(fidelity: Mapping[str, Any]) -> list[EvalResult]:
     ]
 
 
+def list_packages(metadata: Mapping[str, Any]) -> list[str]:
+    """List the packages that a bundle's metadata name, with their versions, as pip takes them."""
+    versions = {"torch": metadata["pytorch_version"]}
+    versions |= {name: metadata[f"{name}_version"] for name in ("monai", "numpy")}
+    return [f"{name}=={version}" for name, version in (versions | metadata["required_packages_version"]).items()]
+
+
 def make_card(bundle_root: str | Path) -> ModelCard:
     """Make the card of a bundle.
 
@@ -143,11 +150,6 @@ def make_card(bundle_root: str | Path) -> ModelCard:
         for name, line in lines.items()
         if not line.ok
     ]
-    packages = {
-        "monai": metadata["monai_version"],
-        "torch": metadata["pytorch_version"],
-        **metadata["required_packages_version"],
-    }
     io = metadata["network_data_format"]
     noise, output = io["inputs"]["image"], io["outputs"]["pred"]
     page = BODY.format(
@@ -160,7 +162,7 @@ def make_card(bundle_root: str | Path) -> ModelCard:
         folder=NAME,
         volumes="\n".join(volumes),
         reconstruction="\n".join(_row(name, f"{value:.4f}") for name, value in fidelity["reconstruction"].items()),
-        packages=" ".join(["fire", *(f"{package}=={version}" for package, version in packages.items())]),
+        packages=" ".join(list_packages(metadata)),
         noise=", ".join(map(str, [2, noise["num_channels"], *noise["spatial_shape"]])),
         size=" x ".join(map(str, output["spatial_shape"])),
         failed="\n".join(failed) or "- It holds every limit above, which are not all there is to know.",

@@ -14,11 +14,9 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from .card import NAME
+from .card import NAME, list_packages
 from .cpu_index import main as choose_index
 
 ROOT = Path(__file__).parents[1]
@@ -34,13 +32,6 @@ COMMANDS = (
         for name in ("train_autoencoder", "train_diffusion", "inference", "evaluate")
     ),
 )
-
-
-def list_packages(metadata: Mapping[str, Any]) -> list[str]:
-    """List the packages that a bundle's metadata name, with their versions, as pip takes them."""
-    versions = {"torch": metadata["pytorch_version"]}
-    versions |= {name: metadata[f"{name}_version"] for name in ("monai", "numpy")}
-    return [f"{name}=={version}" for name, version in (versions | metadata["required_packages_version"]).items()]
 
 
 def run(folder: str | Path, index: str) -> None:

@@ -70,7 +70,8 @@ def find_differences(there: Mapping[str, str], here: Mapping[str, str]) -> dict[
     return {key: f"{key} ({there.get(key, 'none')} there, {here.get(key, 'none')} here)" for key in differing}
 
 
-def describe(differences: Mapping[str, str], most: int = 5) -> str:
-    """Put differences into one line."""
+def describe(differences: Mapping[str, str]) -> str:
+    """Put differences into one line, the first five by name."""
+    most = 5
     shown = ", ".join(list(differences.values())[:most])
     return shown + (f" and {len(differences) - most} more" if len(differences) > most else "")

@@ -45,8 +45,6 @@ def classify_two_samples(
     volumes: Dataset,
     real: Dataset,
     epochs: int = 10,
-    batch_size: int = 16,
-    lr: float = 1e-3,
     seed: int = 0,
     device: torch.device | str = "cpu",
     num_workers: int = 0,
@@ -60,8 +58,6 @@ def classify_two_samples(
         volumes: items with volumes (1, D, H, W) under ``CommonKeys.IMAGE``.
         real: real ones, alike, and as many.
         epochs: passes over the training half.
-        batch_size: volumes a step.
-        lr: Adam's learning rate; it falls to 0 along a cosine.
         seed: of the halves, the weights and the order.
         device: where to train.
         num_workers: processes that make batches.
@@ -79,7 +75,7 @@ def classify_two_samples(
         torch.manual_seed(seed)
         # before the network: a loader of MONAI's sets the random numbers back to where they began
         train, test = (
-            DataLoader(half, num_workers, batch_size=batch_size, shuffle=shuffle)
+            DataLoader(half, num_workers, batch_size=16, shuffle=shuffle)
             for half, shuffle in zip(_split(volumes, real, size), (True, False), strict=True)
         )
         network = Classifier(
@@ -91,7 +87,7 @@ def classify_two_samples(
             norm="batch",
             act="relu",
         ).to(device)
-        _fit(network, train, epochs, lr, device)
+        _fit(network, train, epochs, device)
         accuracy = _test(network, test, device)
     count = len(test.dataset)  # type: ignore[arg-type]
     interval = stats.binomtest(round(accuracy * count), count).proportion_ci()
@@ -110,8 +106,8 @@ def _split(volumes: Dataset, real: Dataset, size: int) -> list[_Labelled]:
     ]
 
 
-def _fit(network: torch.nn.Module, data: DataLoader, epochs: int, lr: float, device: torch.device | str) -> None:
-    optimizer = torch.optim.Adam(network.parameters(), lr=lr)
+def _fit(network: torch.nn.Module, data: DataLoader, epochs: int, device: torch.device | str) -> None:
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(data))
     SupervisedTrainer(
         device=torch.device(device),

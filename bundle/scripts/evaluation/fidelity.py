@@ -64,7 +64,7 @@ def standardise(measured: Mapping[str, np.ndarray], law: SphereLaw) -> dict[str,
         if name.startswith("c"):
             low, high = measured["r"], law.size - measured["r"]
         else:
-            low, high = getattr(law, f"{name}_min"), getattr(law, f"{name}_max")
+            low, high = map(np.asarray, law.bounds(name))
         width = np.where(high == low, np.nan, high - low)
         result[name] = (measured[name] - low) / width
     return result
@@ -81,6 +81,7 @@ def score_parameters(measured: Mapping[str, np.ndarray], law: SphereLaw) -> dict
         Lines by name:
 
         - ``valid``: share of valid spheres (see ``explain_invalid``), with the ``reasons`` of the others counted;
+        - ``dice_median``: overlap of the supports with their fitted balls;
         - ``ks_r``, ``ks_cx``, ...: Kolmogorov-Smirnov statistic of each parameter, scaled as ``standardise`` does,
           with its ``p_value`` and the ``count`` of volumes it rests on;
         - ``rank_correlation``: the largest of Spearman's correlations between two such parameters, with its ``pair``;

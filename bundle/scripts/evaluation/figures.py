@@ -24,7 +24,7 @@ def _plot_histograms(figure: FigureBase, uniform: Mapping[str, np.ndarray], law:
     for axis, (name, values) in zip(axes.flat, uniform.items(), strict=True):
         low, high, label = 0.0, 1.0, f"(c{name[-1]} - r) / (size - 2 r)"
         if not name.startswith("c"):
-            low, high, label = getattr(law, f"{name}_min"), getattr(law, f"{name}_max"), name
+            (low, high), label = law.bounds(name), name
         width = high - low
         bins = np.linspace(low - 0.1 * width, high + 0.1 * width, 25)
         shown = np.clip(low + width * values, bins[0], bins[-1])

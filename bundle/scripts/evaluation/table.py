@@ -73,8 +73,11 @@ def write_fidelity(
     real: Mapping[str, Line],
     reconstruction: Mapping[str, float],
     settings: Mapping[str, Any],
-) -> dict[str, Any]:
+) -> None:
     """Write an evaluation as JSON and log it as a table.
+
+    Beside ``settings`` and ``reconstruction`` stand ``volumes`` and ``real``, the lines by name, and ``failed``, the
+    names of the lines that go beyond their limit.
 
     Args:
         path: the file to write; its folder is made.
@@ -82,10 +85,6 @@ def write_fidelity(
         real: the same statistics of real volumes.
         reconstruction: metrics of the autoencoder on held-out volumes; empty when there is none.
         settings: what the evaluation was run with.
-
-    Returns:
-        What was written: ``settings``, ``reconstruction``, ``volumes`` and ``real`` (lines by name), and ``failed``,
-        the names of the lines that go beyond their limit.
     """
     result = {
         "settings": dict(settings),
@@ -98,4 +97,3 @@ def write_fidelity(
         partial.write_text(json.dumps(result, indent=2) + "\n")
     text = [format_table(scored, real), *format_verdict(scored), f"saved to {path}"]
     logger.info("fidelity\n%s", "\n".join(text))
-    return result

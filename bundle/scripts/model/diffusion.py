@@ -91,9 +91,8 @@ class VelocityPrepareBatch(VPredictionPrepareBatch):
         num_train_timesteps: as the scheduler's.
         fixed: whether an item's draws are the same every time, whatever the batch: by its ``index``, which it then
             needs, the timesteps spread evenly. The validation losses of two epochs then differ by the network alone.
-        tokens: makes what the network is asked for of the numbers of each item, under ``condition_name``; ``None`` asks
-            for nothing.
-        condition_name: key of these numbers in a batch, (B, K), NaN where one is missing.
+        tokens: makes what the network is asked for of the numbers of each item, (B, K) under ``condition``, NaN
+            where one is missing; ``None`` asks for nothing.
         reference: draws so many latents of the training, to average the target over; ``None`` keeps the plain target.
         reference_size: how many are drawn for each batch; 0 keeps the plain target too.
 
@@ -107,14 +106,13 @@ class VelocityPrepareBatch(VPredictionPrepareBatch):
         num_train_timesteps: int,
         fixed: bool = False,
         tokens: ConditionTokens | None = None,
-        condition_name: str = "condition",
         reference: Callable[[int], torch.Tensor] | None = None,
         reference_size: int = 2048,
     ) -> None:
         super().__init__(
             scheduler=scheduler,
             num_train_timesteps=num_train_timesteps,
-            condition_name=None if tokens is None else condition_name,
+            condition_name=None if tokens is None else "condition",
         )
         self.fixed = fixed
         self.tokens = tokens
@@ -142,10 +140,10 @@ class VelocityPrepareBatch(VPredictionPrepareBatch):
         batch = dict(batchdata)
         if self.fixed:
             self.indices = batch["index"].tolist()
-        if self.tokens is not None and self.condition_name is not None:
-            values = self.hide(batch[self.condition_name])
+        if self.tokens is not None:
+            values = self.hide(batch["condition"])
             self.free = values.isnan().all(dim=1)
-            batch[self.condition_name] = self.tokens(values)
+            batch["condition"] = self.tokens(values)
         return super().__call__(batch, device, non_blocking, **kwargs)
 
     def hide(self, values: torch.Tensor) -> torch.Tensor:

@@ -70,6 +70,7 @@ class ConditionTokens(nn.Module):
         return torch.full((count, len(self.names)), math.nan, device=self.ranges.device)
 
 
-def read_names(weights: Mapping[str, torch.Tensor], key: str = "tokens.text") -> tuple[str, ...]:
-    """Read from a state dict the conditions that a training knew; none, where it knew none."""
+def read_names(weights: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+    """Read from a generator's state dict the conditions that its training knew; none, where it knew none."""
+    key = "tokens.text"
     return tuple(json.loads(bytes(weights[key].tolist()))) if key in weights else ()

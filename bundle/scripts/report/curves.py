@@ -17,22 +17,19 @@ from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALA
 Curve = tuple[np.ndarray, np.ndarray]
 
 
-def read_events(
-    folder: str | os.PathLike, frames: int = 12
-) -> tuple[dict[str, dict[str, Curve]], dict[int, dict[str, bytes]]]:
+def read_events(folder: str | os.PathLike) -> tuple[dict[str, dict[str, Curve]], dict[int, dict[str, bytes]]]:
     """Read what a training showed in TensorBoard.
 
     Args:
         folder: where its ``SummaryWriter`` wrote.
-        frames: how many pictures of each tag to keep at most; the last is always among them.
 
     Returns:
-        Curves by name, by group (the word before the slash of a tag), and PNG files by name, by epoch. Empty when there
-        is no such folder.
+        Curves by name, by group (the word before the slash of a tag), and PNG files by name, by epoch, twelve of a name
+        at most, the last among them. Empty when there is no such folder.
     """
     if not Path(folder).is_dir():
         return {}, {}
-    events = EventAccumulator(str(folder), size_guidance={SCALARS: 0, IMAGES: frames}).Reload()
+    events = EventAccumulator(str(folder), size_guidance={SCALARS: 0, IMAGES: 12}).Reload()
     curves: dict[str, dict[str, Curve]] = {}
     for tag in events.Tags()[SCALARS]:
         group, _, name = tag.rpartition("/")

@@ -24,15 +24,14 @@ class WarmupCosine(WarmupCosineSchedule):
 
     Args:
         optimizer: whose rate to set.
-        warmup: share of the steps that the rate rises over.
-        start: share of the rate that it rises from.
+        warmup: share of the steps that the rate rises over, from a tenth of it.
     """
 
-    def __init__(self, optimizer: Optimizer, warmup: float, start: float = 0.1) -> None:
+    def __init__(self, optimizer: Optimizer, warmup: float) -> None:
         if not is_number(warmup) or not 0 <= warmup <= 1:
             raise SettingError(f"warmup={warmup!r}: must be a share of the steps, from 0 to 1.")
         self.warmup = warmup
-        super().__init__(optimizer, warmup_steps=1, t_total=1, warmup_multiplier=start)
+        super().__init__(optimizer, warmup_steps=1, t_total=1, warmup_multiplier=0.1)
 
     def set_length(self, steps: int) -> None:
         """Set the number of steps of the whole training."""
