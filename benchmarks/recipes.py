@@ -25,6 +25,7 @@ from scripts.report.curves import read_events
 
 RUNS = BUNDLE / "runs" / "recipes"
 RESULTS = Path(__file__).parent / "results" / "recipes.json"
+RELEASED = BUNDLE / "models"
 FIGURE = BUNDLE / "docs" / "figures" / "recipes.png"
 
 AUTOENCODER = "--train_size 4096 --epochs 1"
@@ -83,7 +84,8 @@ def run_config(name: str, configs: str, options: str, result: str, threads: int)
 
 def weights(autoencoder: str = "", model: str = "") -> str:
     """Make the options that name the weights of trainings."""
-    options = f" --autoencoder_path {RUNS / autoencoder / 'model_autoencoder.pt'}" if autoencoder else ""
+    folder = RUNS / autoencoder if autoencoder else RELEASED
+    options = f" --autoencoder_path {folder / 'model_autoencoder.pt'}"
     return options + (f" --model_path {RUNS / model / 'model.pt'}" if model else "")
 
 
@@ -137,7 +139,7 @@ def format_recipes(recipes: dict[str, Any]) -> str:
 
 def draw_recipes(path: Path, count: int = 3) -> None:
     """Draw volumes of the recipes that are trained to the end, beside those of the release and real spheres."""
-    trained = {"release": ("inference", {})}
+    trained = {"release": ("inference", {"model_path": str(RELEASED / "model.pt")})}
     for label, (configs, options, _, _, model) in RECIPES.items():
         if not options and (RUNS / model / "model.pt").exists():
             overlays = configs.replace("evaluate_", "").replace("evaluate", "inference")
@@ -147,8 +149,9 @@ def draw_recipes(path: Path, count: int = 3) -> None:
     for label, (configs, settings) in trained.items():
         config = load_config(*configs.split(), num_samples=count, **settings)
         generator, noise = config.get_parsed_content("network").eval(), config.get_parsed_content("dataset")
+        device = generator.scale_factor.device
         for i, item in enumerate(items):
-            item[label] = generator(noise[i]["image"][None], noise[i]["texture"][None])[0]
+            item[label] = generator(*(noise[i][key][None].to(device) for key in ("image", "texture")))[0].cpu()
     plot_volumes(items, [""] * count, path)
 
 
@@ -157,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=2, help="trainings and evaluations that run at a time")
     parser.add_argument("--threads", type=int, default=1, help="threads of each")
-    parser.add_argument("--options", default="", help="further options for every command, e.g. '--train_size 64'")
+    parser.add_argument("--options", default="", help="further options for every training, e.g. '--seed 1'")
     parser.add_argument("--only", nargs="+", choices=RECIPES, default=list(RECIPES), help="the recipes to run")
     arguments = parser.parse_args()
     evaluations = {label: RECIPES[label] for label in arguments.only}
@@ -171,7 +174,7 @@ def main() -> None:
         def job() -> None:
             for other in needed:
                 jobs[other].result()  # the pool starts jobs in order: what is waited for is running or done
-            run_config(name, configs, f"{options} {arguments.options}", result, arguments.threads)
+            run_config(name, configs, options, result, arguments.threads)
 
         jobs[name] = pool.submit(job)
 
@@ -179,8 +182,11 @@ def main() -> None:
         for name, (configs, options, needed) in TRAININGS.items():
             if name not in wanted:
                 continue
-            result = "model_autoencoder.pt" if name.startswith("autoencoder") else "model.pt"
-            submit(name, needed, configs, options + weights(*needed), result)
+            options += f" {arguments.options}"
+            if name.startswith("autoencoder"):
+                submit(name, needed, configs, options, "model_autoencoder.pt")
+            else:
+                submit(name, needed, configs, options + weights(*needed), "model.pt")
         for label, (configs, options, steps, autoencoder, model) in evaluations.items():
             options += f" --num_inference_steps {steps}" + weights(autoencoder, model)
             submit(folder_of(label), (model,), configs, options, "fidelity.json")

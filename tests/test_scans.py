@@ -69,6 +69,17 @@ def test_split_volumes(scans):
     assert any(split["test"] != split_volumes(scans, seed=seed)["test"] for seed in range(2, 6))
 
 
+def test_groups(scans, tmp_path):
+    """Volumes of a group stay together; one whose group is not known is a group of its own."""
+    files = [item["image"] for item in list_volumes(scans)["training"]]
+    items = [{"image": file, "group": ["a", 1] if i < 6 else None} for i, file in enumerate(files)]
+    (tmp_path / "list.json").write_text(json.dumps({"training": items}))
+    sets = split_volumes(tmp_path / "list.json")
+    assert sum(map(len, sets.values())) == 12
+    assert any({*files[:6]} <= {item["image"] for item in part} for part in sets.values())
+    assert sum(len(sets[name]) for name in ("validation", "test")) in (2, 7)
+
+
 def test_configs_split_alike(scans, tmp_path):
     sets = []
     for name, overlays in (("train_autoencoder", ()), ("train_diffusion", ()), ("evaluate", ("evaluate_scans",))):

@@ -255,6 +255,19 @@ def test_resume_of_other_settings(overrides):
     assert {path: path.read_bytes() for path in folder.rglob("*.pt")} == before
 
 
+def test_resume_with_other_options(overrides):
+    """A training that is asked to carry on does so with the options of its optimizers that are set now."""
+    configs = ("train_autoencoder", "train_autoencoder_gan", "smoke")
+    settings = overrides("train_autoencoder", train_size=8)
+    run_workflow(*configs, **settings)
+    now = {"epochs": 2, "resume": True, "discriminator_lr": 1e-5, "optimizer#betas": [0.5, 0.9]}
+    parser = run_workflow(*configs, **{**settings, **now}).parser
+    group = parser.get_parsed_content("discriminator_optimizer").param_groups[0]
+    assert group["lr"] == 1e-5
+    group = parser.get_parsed_content("optimizer").param_groups[0]
+    assert list(group["betas"]) == [0.5, 0.9] and group["lr"] < 1e-6  # at the end of the schedule
+
+
 def test_learning_rate(overrides):
     """The rate warms up and decays, and follows the longer course after a resume with more epochs."""
 
@@ -323,6 +336,15 @@ def test_loss_not_finite(overrides):
     saved = torch.load(folder / "checkpoints" / "checkpoint_epoch=1.pt")
     assert all(torch.isfinite(value).all() for value in saved["model"].values())
     assert not (folder / "checkpoints" / "checkpoint_epoch=2.pt").exists()
+
+
+def test_discriminator_not_finite(overrides):
+    """A loss of the discriminator that is not finite stops the training too."""
+    configs = ("train_autoencoder", "train_autoencoder_gan", "smoke")
+    workflow = make_workflow(*configs, **overrides("train_autoencoder", train_size=8, discriminator_lr=1e30, epochs=3))
+    with pytest.raises(Exception) as stop:
+        workflow.run()
+    assert isinstance(stop.value.__cause__, FloatingPointError)
 
 
 def test_best_weights(overrides):

@@ -10,7 +10,10 @@ import torch
 from conftest import BUNDLE, CONFIGS, SMALL, find_mistake, make_workflow, run_process, run_workflow
 
 from scripts.data.preprocessing import ScanPreprocessing
+from scripts.data.spheres import SphereLaw
 from scripts.data.volumes import FolderDataset
+from scripts.evaluation.measurement import measure_dataset
+from scripts.evaluation.validity import explain_invalid
 
 STAGES = ("train_autoencoder", "train_diffusion")
 SAMPLING = ("inference", "evaluate")
@@ -188,6 +191,22 @@ def test_every_overlay_is_tried():
     assert tried | {"smoke", "metadata"} == {path.stem for path in CONFIGS.glob("*.json")}
 
 
+def test_keys_of_another_config(tmp_path):
+    """What smoke.json sets for other configs limits nothing in this one."""
+    make_workflow("data", "smoke", train_batch_size=32, output_dir=str(tmp_path / "out"))
+
+
+def test_channels_of_an_expression(tmp_path):
+    channels = {"autoencoder_def#channels": "$[8, 16, 16]"}
+    make_workflow("train_autoencoder", "smoke", **channels, output_dir=str(tmp_path / "out"))
+    assert "for 1 halvings" in mistake("train_autoencoder", tmp_path, **{"autoencoder_def#channels": "$[8] * 2"})
+
+
+def test_conversion_of_conditional_weights(tmp_path):
+    message = mistake("inference+conditional+inference_convert", tmp_path)
+    assert message.startswith("conditions: must be empty") and "conditional.json" in message
+
+
 def test_batch_in_passes(tmp_path):
     message = mistake("train_autoencoder", tmp_path, train_batch_size=6, accumulation_steps=4)
     assert message.startswith("train_batch_size=6: must be a multiple of 4")
@@ -360,6 +379,17 @@ def test_unusable_volume(case, tmp_path):
     assert message.startswith(f"dataset_dir: {scans}/") and reason in message
 
 
+@pytest.mark.parametrize("crop", ["center", "foreground"])
+def test_foreground_lost_in_resampling(crop, tmp_path):
+    """Single voxels, which a coarser grid has no room for, leave nothing to train on."""
+    values = volume(fill=0)
+    values[2:18:4, 2:18:4, 2:18:4] = np.arange(1, 65).reshape(4, 4, 4)
+    save(tmp_path / "a.nii.gz", values)
+    scan = ScanPreprocessing(32, spacing=(4, 4, 4), crop=crop)
+    message = find_mistake(lambda: scan({"image": str(tmp_path / "a.nii.gz")}))
+    assert "a.nii.gz holds nothing other than background" in message and "spacing" in message
+
+
 @pytest.mark.parametrize("configs", ["train_autoencoder", "evaluate+evaluate_scans"])
 def test_range_of_raw_values(configs, tmp_path):
     """Values that stay as they are have to fit the range that SSIM and PSNR are told."""
@@ -397,6 +427,16 @@ def test_folder_without_volumes(tmp_path):
     save(folder / "short.nii.gz", volume((64, 64, 64)))
     (folder / "short.nii.gz").write_bytes((folder / "short.nii.gz").read_bytes()[:100_000])
     assert "short.nii.gz can't be read as NIfTI" in find_mistake(lambda: FolderDataset(folder, 64)[0])
+
+
+def test_folder_of_volumes_not_finite(tmp_path):
+    """A generated volume that is not finite is measured as it is, so that it counts as not valid."""
+    for name, fill in (("a", NAN), ("b", 1.0)):
+        values = volume((64, 64, 64), fill=fill)
+        values[0, 0, 0] = INF
+        save(tmp_path / f"{name}.nii.gz", values)
+    found = measure_dataset(FolderDataset(tmp_path, 64))
+    assert [reason.partition(":")[0] for reason in explain_invalid(found, SphereLaw())] == ["not finite"] * 2
 
 
 # What comes from files stays where it is and what it is

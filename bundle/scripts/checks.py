@@ -6,7 +6,7 @@ import difflib
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -49,9 +49,9 @@ def _is_writable(path: Any) -> bool:
         return False
     # The folder itself is made by whoever writes first; here its nearest existing ancestor has to take a file.
     folder = Path(path).absolute()
-    while not folder.exists():
-        folder = folder.parent
     try:
+        while not folder.exists():
+            folder = folder.parent
         with tempfile.TemporaryFile(dir=folder):
             return True
     except OSError:
@@ -186,20 +186,21 @@ ARGUMENTS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "tolerance": (lambda value: is_number(value) and value >= 0, "a number of at least 0"),
 }
 
-# Keys whose value may not exceed another's, where both are given, and how to name that one to the user.
+# Keys whose value may not exceed another's, where both are given.
 LIMITS = (
-    ("train_batch_size", "train_size", "train_size={}"),
-    ("encode_size", "train_size", "train_size={}"),
-    ("num_inference_steps", "num_train_timesteps", "num_train_timesteps={}"),
+    ("train_batch_size", "train_size"),
+    ("encode_size", "train_size"),
+    ("num_inference_steps", "num_train_timesteps"),
 )
 
 
-def check_settings(given: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def check_settings(given: Iterable[tuple[str, Any]], idle: Collection[str] = ()) -> dict[str, Any]:
     """Check keys against their rules.
 
     Args:
         given: keys that a user may override, as ``RULES`` names them, and their values; one is taken when those before
             it are seen to be right, for its value may be made of theirs.
+        idle: keys among them that neither limit another nor are limited.
 
     Returns:
         The settings.
@@ -214,9 +215,9 @@ def check_settings(given: Iterable[tuple[str, Any]]) -> dict[str, Any]:
         if not is_allowed(value):
             raise SettingError(f"{key}={value!r}: must be {allowed}.")
         settings[key] = value
-    for key, limit, name in LIMITS:
-        if key in settings and limit in settings and settings[key] > settings[limit]:
-            raise SettingError(f"{key}={settings[key]}: must be at most {name.format(settings[limit])}.")
+    for key, limit in LIMITS:
+        if {key, limit} <= settings.keys() - {*idle} and settings[key] > settings[limit]:
+            raise SettingError(f"{key}={settings[key]}: must be at most {limit}={settings[limit]}.")
     # A convolution of stride 2 halves even sizes alone; an odd one would come back from the decoder another size.
     stride = settings.get("latent_stride", 1) * settings.get("unet_stride", 1)
     if "image_size" in settings and settings["image_size"] % stride:

@@ -59,12 +59,12 @@ def check_config() -> dict[str, Any]:
     end_plainly(verbose=config.get("verbose") is True)
     if on_command_line():
         _check_command_line(sys.argv, config)
-    _check_names(config)
+    idle = _check_names(config)
     _check_arguments(config, parser)
-    # an overlay for several configs (smoke.json) has keys that this one knows nothing of: checked all the same
-    settings = check_settings((key, parser.get_parsed_content(key)) for key in config if key in RULES)
-    _check_processes(os.environ, config, settings)
-    _check_latents(config, settings)
+    # what an overlay sets for other configs has to be allowed all the same, but limits nothing here
+    settings = check_settings(((key, parser.get_parsed_content(key)) for key in config if key in RULES), idle)
+    _check_processes(os.environ, config, {key: value for key, value in settings.items() if key not in idle})
+    _check_latents(config, settings, parser)
     _check_resources(config, settings, select_device(settings.get("device", "cpu")))
     return settings
 
@@ -138,11 +138,15 @@ def _check_command_line(arguments: Iterable[str], config: Mapping[str, Any]) -> 
         raise SettingError(f"{workflow.run_id!r} is nothing that this config runs: must be {' or '.join(steps)}.")
 
 
-def _check_names(config: Mapping[str, Any]) -> None:
+def _check_names(config: Mapping[str, Any]) -> set[str]:
     """Refuse a plain key that nothing in the config refers to; overrides of unknown names come after the config's own.
 
     An overlay for any config (smoke.json) says so by ``any_config``, and may set keys that are known elsewhere.
+
+    Returns:
+        Those of its keys that nothing here refers to.
     """
+    idle = set()
     names = list(config)
     own = names.index("initialize") + 1
     text = json.dumps(config, default=str)
@@ -151,8 +155,10 @@ def _check_names(config: Mapping[str, Any]) -> None:
             isinstance(config[name], list) and any(isinstance(item, dict | str) for item in config[name])
         )
         known = name.startswith("_") or name in TRACKING or name == "any_config"
-        known = known or (config.get("any_config") is True and name in RULES)
         if plain and not known and not re.search(rf"@{re.escape(name)}\b", text):
+            if config.get("any_config") is True and name in RULES:
+                idle.add(name)
+                continue
             others = [key for key in names[:own] if key in RULES]
             raise SettingError(f"{name}={config[name]!r}: no such key in this config{suggest(name, others)}")
     sections = {name: part for name, part in config.items() if isinstance(part, dict) and not name.startswith("_")}
@@ -164,6 +170,7 @@ def _check_names(config: Mapping[str, Any]) -> None:
                 rf"@{re.escape(name)}(#|::){re.escape(key)}\b", text
             ):
                 raise SettingError(f"{name}#{key}={value!r}: no such key in this config{suggest(key, part)}")
+    return idle
 
 
 def _components(value: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -207,12 +214,13 @@ def _check_arguments(config: Mapping[str, Any], parser: ConfigParser) -> None:
                 )
 
 
-def _check_latents(config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+def _check_latents(config: Mapping[str, Any], settings: Mapping[str, Any], parser: ConfigParser) -> None:
     """Refuse strides and shapes of latents that are not those of the autoencoder."""
     stride = settings.get("latent_stride", 1)
     definition = config.get("autoencoder_def")
     if isinstance(definition, dict):
-        channels = definition.get("channels", definition.get("num_channels"))
+        name = "channels" if "channels" in definition else "num_channels"
+        channels = parser.get_parsed_content(f"autoencoder_def#{name}")
         levels = len(ensure_tuple(channels))
         blocks = [settings.get(key, 1) for key in ("block_size", "latent_block_size")]
         expected = math.prod(blocks) * 2 ** (levels - 1)

@@ -123,7 +123,10 @@ def _driver_version() -> str:
     if command is None:
         return "none"
     query = [command, "--query-gpu=driver_version", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
+    except subprocess.TimeoutExpired:
+        return "no answer"
     return answer.stdout.splitlines()[0].strip() if answer.returncode == 0 and answer.stdout else "no answer"
 
 

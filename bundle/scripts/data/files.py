@@ -139,7 +139,8 @@ def split_volumes(
     volumes = sections["training"]
     groups: dict[Any, list[dict[str, Any]]] = {}
     for i, item in enumerate(volumes):
-        groups.setdefault(item.get("group", i), []).append(item)
+        group = item.get("group")
+        groups.setdefault(i if group is None else str(group), []).append(item)
     if missing and len(groups) <= len(missing):
         what = "volumes" if len(groups) == len(volumes) else "groups of volumes"
         raise SettingError(

@@ -25,9 +25,9 @@ logger = logging.getLogger(__name__)
 class EncodedLatents(Dataset):
     """The latents of a dataset of volumes, encoded once.
 
-    The autoencoder is frozen, so one pass over the volumes gives their latents; a few megabytes hold what would
-    otherwise be encoded again in every epoch. The pass waits for the first item, or the scale factor, to be read; of
-    several processes each encodes its share. An item is a dictionary: under ``CommonKeys.IMAGE`` the scaled latents,
+    The autoencoder is frozen, so one pass over the volumes gives their latents, a kilobyte for each, and not one in
+    every epoch. The pass waits for the first item, or the scale factor, to be read; of several processes each encodes
+    its share. An item is a dictionary: under ``CommonKeys.IMAGE`` the scaled latents,
     shape (C, d, h, w); ``index``; and under ``CONDITION``, if some are named, the numbers that go with the volume,
     shape (K,), NaN where one is missing.
 

@@ -106,6 +106,9 @@ class CropVolumed(MapTransform):
         keys: as for every dictionary transform of MONAI's.
         size: voxels along each axis.
         crop: ``center`` or ``foreground``.
+
+    Raises:
+        SettingError: when called, if there is nothing but background.
     """
 
     def __init__(self, keys: str | Sequence[str] = CommonKeys.IMAGE, size: int = 64, crop: str = "center") -> None:
@@ -119,11 +122,13 @@ class CropVolumed(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             volume = item[key]
+            file = volume.meta.get("filename_or_obj", "a volume")
             before = int((volume != 0).sum())
+            if before == 0:
+                raise SettingError(f"dataset_dir: at this spacing {file} holds nothing other than background.")
             cropped = self.fit(self._center(volume) if self.crop == "foreground" else volume)
-            lost = 1 - int((cropped != 0).sum()) / max(before, 1)
+            lost = 1 - int((cropped != 0).sum()) / before
             if lost > 0.01:
-                file = volume.meta.get("filename_or_obj", "a volume")
                 remedy = "a larger spacing or image_size" + (
                     "" if self.crop == "foreground" else ", or crop=foreground,"
                 )

@@ -32,14 +32,16 @@ class LoadVolumed(MapTransform):
     Args:
         keys: as for every dictionary transform of MONAI's; items hold the path of a file.
         channel: which channel of a file of several.
-        background: what voxels become that are not finite.
+        background: what voxels become that are not finite; ``None`` leaves them.
 
     Raises:
         SettingError: when called, if a file can't be read (headers may be fine, and what follows cut off), lacks the
-            channel, or holds nothing finite.
+            channel, or holds nothing finite where a background takes its place.
     """
 
-    def __init__(self, keys: str | Sequence[str] = CommonKeys.IMAGE, channel: int = 0, background: float = 0.0) -> None:
+    def __init__(
+        self, keys: str | Sequence[str] = CommonKeys.IMAGE, channel: int = 0, background: float | None = 0.0
+    ) -> None:
         super().__init__(keys)
         self.channel = channel
         self.background = background
@@ -64,18 +66,21 @@ class LoadVolumed(MapTransform):
         if self.channel >= len(volume):
             raise SettingError(f"channel={self.channel}: {file} has channels 0 to {len(volume) - 1} alone.")
         volume = volume[self.channel : self.channel + 1]
-        finite = volume.isfinite()
-        if not finite.any():
+        volume.affine[:3] *= UNITS[header.get_xyzt_units()[0]]
+        if self.background is None:
+            return volume
+        if not volume.isfinite().any():
             raise SettingError(f"dataset_dir: {file} holds no value that is finite.")
         if volume.isinf().any():
             count = int(volume.isinf().sum())
             logger.warning("%s: %d values beyond the range of float32 became background", file, count)
-        volume.affine[:3] *= UNITS[header.get_xyzt_units()[0]]
         return volume.nan_to_num(*[self.background] * 3)
 
 
 class FolderDataset(Dataset):
     """Volumes as they are, to be scored: an item is ``{CommonKeys.IMAGE: (1, size, size, size) float32}``.
+
+    Voxels that are not finite stay so, and make their volume an invalid one.
 
     Args:
         dataset_dir: as for ``list_volumes``; of a datalist, the training volumes.
@@ -86,7 +91,9 @@ class FolderDataset(Dataset):
     """
 
     def __init__(self, dataset_dir: str | os.PathLike, size: int) -> None:
-        transform = Compose([LoadVolumed(), EnsureTyped(CommonKeys.IMAGE, dtype=torch.float32, track_meta=False)])
+        transform = Compose(
+            [LoadVolumed(background=None), EnsureTyped(CommonKeys.IMAGE, dtype=torch.float32, track_meta=False)]
+        )
         super().__init__(list_volumes(dataset_dir, size)["training"], transform)
 
 

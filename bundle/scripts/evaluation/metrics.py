@@ -44,7 +44,8 @@ class ReconstructionScores:
     - ``true_parameters``: the true (a, b), (B, 2).
 
     Example:
-        In a config, ``"postprocessing": {"_target_": "scripts.metrics.ReconstructionScores"}`` with ``decollate`` off.
+        In a config with ``decollate`` off,
+        ``"postprocessing": {"_target_": "scripts.evaluation.metrics.ReconstructionScores"}``.
     """
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:

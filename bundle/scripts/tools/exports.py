@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from monai.networks.schedulers import RFlowScheduler
 from torch import nn
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim
 
 from ..atomic import replacing
 from ..checks import SettingError
+from ..environment import autocast
 from ..model.distributions import ZeroInflatedNormal
 from ..model.generator import VolumeGenerator
 from ..model.tokens import ConditionTokens
@@ -58,7 +59,8 @@ class UnrolledGenerator(nn.Module):
         tokens = None if self.generator.tokens is None else self.generator.tokens(condition)
         for timestep, following in self.timesteps:
             times = torch.full((1,), timestep, dtype=torch.float32, device=noise.device)
-            output = self._predict(sample, times, tokens)
+            with autocast(noise, self.generator.autoencoder.dtype):
+                output = self._predict(sample, times, tokens)
             step = (timestep, sample, following) if isinstance(scheduler, RFlowScheduler) else (timestep, sample)
             sample = scheduler.step(output, *step)[0]  # type: ignore[operator]
         channels = self.generator.autoencoder.decode_stage_2_outputs(sample / self.generator.scale_factor)
@@ -76,17 +78,16 @@ class UnrolledGenerator(nn.Module):
         return free + guidance * (output - free)
 
 
-def export_program(generator: VolumeGenerator, latent_shape: Sequence[int], path: str | os.PathLike) -> ExportedProgram:
+def export_program(generator: VolumeGenerator, latent_shape: Sequence[int], path: str | os.PathLike) -> None:
     """Export the whole generator by ``torch.export``, for any number of volumes at a time.
+
+    ``torch.export.load(path).module()(noise)`` returns volumes, other ones in each call. With conditions it takes what
+    is asked for as well, (B, K), NaN where a value is free.
 
     Args:
         generator: with weights; exported in its precision, for its device.
         latent_shape: channels and size of the latents.
         path: the file to write (``.pt2``); its folder is made.
-
-    Returns:
-        The program: ``torch.export.load(path).module()(noise)`` returns volumes, other ones in each call. With
-        conditions it takes what is asked for as well, (B, K), NaN where a value is free.
     """
     model, example = UnrolledGenerator(generator).eval(), _make_example(generator, latent_shape)
     with torch.no_grad():
@@ -94,7 +95,6 @@ def export_program(generator: VolumeGenerator, latent_shape: Sequence[int], path
     with replacing(path) as partial:
         torch.export.save(program, partial)
     _log(path)
-    return program
 
 
 def export_onnx(generator: VolumeGenerator, latent_shape: Sequence[int], path: str | os.PathLike) -> None:

@@ -16,6 +16,7 @@ from ignite.handlers import Checkpoint
 from ignite.handlers.checkpoint import BaseSaveHandler
 from monai.engines import AdversarialTrainer, SupervisedEvaluator, Workflow
 from monai.handlers import CheckpointLoader
+from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
 from ..command_line import Interruption
@@ -51,9 +52,9 @@ class Checkpoints:
     """Saves everything that a resume needs after each epoch, and the best weights; carries on from a checkpoint.
 
     Files: ``checkpoint_epoch=N.pt``, and ``best_model_<metric>=<value>.pt`` after each validation that is the best so
-    far. To ``state`` come the trainer's own (epoch, iteration), the gradient scalers' where it has some, and the best
-    score. A training that is interrupted (Ctrl-C, SIGTERM) finishes its step and leaves
-    ``checkpoint_epoch=N_iteration=I.pt``, I steps into the next epoch.
+    far (``best_model_negative_<metric>=<value>.pt`` where the lowest is). To ``state`` come the trainer's own (epoch,
+    iteration), the gradient scalers' where it has some, and the best score. A training that is interrupted (Ctrl-C,
+    SIGTERM) finishes its step and leaves ``checkpoint_epoch=N_iteration=I.pt``, I steps into the next epoch.
 
     Args:
         ckpt_dir: the folder to write to; it is made.
@@ -126,6 +127,8 @@ class Checkpoints:
         if self.resume_from is None:
             self.events.load_state_dict({})
         else:
+            for optimizer in [item for item in self.state.values() if isinstance(item, Optimizer)]:
+                optimizer.register_load_state_dict_pre_hook(_keep_options)
             CheckpointLoader(str(self.resume_from), state, map_location=engine.state.device)(engine)
             if engine.state.epoch >= engine.state.max_epochs:
                 logger.info("the training in %s is complete: %d epochs", self.files.folder, engine.state.epoch)
@@ -191,6 +194,12 @@ class Checkpoints:
                 engine.state.iteration,
             )
             sys.exit(128 + self.stopping)
+
+
+def _keep_options(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Let an optimizer that loads a state keep its own options: a resumed training follows the config of now."""
+    pairs = zip(state["param_groups"], optimizer.param_groups, strict=True)
+    return {**state, "param_groups": [{**here, "params": there["params"]} for there, here in pairs]}
 
 
 def _scalers(engine: Trainer) -> dict[str, torch.amp.GradScaler]:

@@ -30,6 +30,12 @@ def read_loss(output: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return output[adversarial] if adversarial in output else output[CommonKeys.LOSS]
 
 
+def read_losses(output: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Return every loss in a trainer's output: ``read_loss``'s, and those of generator and discriminator."""
+    others = (AdversarialKeys.GENERATOR_LOSS, AdversarialKeys.DISCRIMINATOR_LOSS)
+    return [read_loss(output), *(output[key] for key in others if key in output)]
+
+
 def read_parts(engine: Trainer) -> tuple[torch.optim.Optimizer, torch.amp.GradScaler | None, Callable]:
     """Return a trainer's optimizer, gradient scaler and loss function: the generator's of an ``AdversarialTrainer``."""
     if isinstance(engine, AdversarialTrainer):
@@ -85,7 +91,7 @@ class DivergenceError(PlainError, FloatingPointError):
 
 
 class StopOnNaN:
-    """Ends a training whose loss is not finite with an error; its checkpoints stay as they are.
+    """Ends a training with a loss that is not finite, by an error; its checkpoints stay as they are.
 
     Of several processes each first takes the mean of their losses, and of the loss's parts, for its own: so all end
     together, and one draws the curves of all.
@@ -106,11 +112,11 @@ class StopOnNaN:
 
     def __call__(self, engine: Trainer) -> None:
         """Raise ``DivergenceError`` if the step's loss is not finite."""
-        mean = read_loss(engine.state.output).detach()
+        losses = [loss.detach() for loss in read_losses(engine.state.output)]
         *_, loss_function = read_parts(engine)
-        average_over_processes([mean, *getattr(loss_function, "parts", {}).values()])
-        loss = float(mean)
-        if math.isfinite(loss):
+        average_over_processes([*losses, *getattr(loss_function, "parts", {}).values()])
+        loss = next((value for value in map(float, losses) if not math.isfinite(value)), None)
+        if loss is None:
             return
         checkpoints = list_checkpoints(Path(self.ckpt_dir))
         last = f"The last good checkpoint is {checkpoints[0]}" if checkpoints else "There is no checkpoint yet"

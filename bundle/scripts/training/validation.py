@@ -62,7 +62,7 @@ class GenerationPreview:
 
     Args:
         volumes: real ones, (1, D, H, W) under ``CommonKeys.IMAGE``; the first two are shown.
-        generator: makes the others, always from the same noise.
+        generator: makes the others, always from the same latent noise.
         latent_shape: channels and size of the latents.
         seed: of the noise.
     """
@@ -75,7 +75,7 @@ class GenerationPreview:
         self.generator = generator
 
     def __call__(self) -> dict[str, torch.Tensor]:
-        """Return the volumes by name, each (2, 1, D, H, W)."""
+        """Return the volumes by name, each (B, 1, D, H, W) with two volumes, or as many real ones as there are."""
         return {
             "input": self.volumes,
             "reconstruction": self.generator.autoencoder.denoise(self.volumes),
