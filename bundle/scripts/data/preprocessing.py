@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,9 +12,9 @@ from monai.data import MetaTensor
 from monai.transforms import (
     Compose,
     EnsureTyped,
-    MapTransform,
+    Lambdad,
     NormalizeIntensity,
-    Orientationd,
+    Orientation,
     ResizeWithPadOrCrop,
     Spacing,
     SpatialCrop,
@@ -23,7 +23,7 @@ from monai.utils import CommonKeys
 from torch.utils.data import Dataset
 
 from ..checks import SettingError
-from .volumes import LoadVolumed
+from .volumes import VolumeReader
 
 logger = logging.getLogger(__name__)
 
@@ -31,141 +31,96 @@ logger = logging.getLogger(__name__)
 LEAST_BACKGROUND = 0.01
 
 
-class Windowd(MapTransform):
-    """Maps values to a background of exactly 0: clips them to a window and takes its lower end away.
+def take_window(volume: MetaTensor, window: Sequence[float] | None) -> MetaTensor:
+    """Map values to a background of exactly 0: clip them to a window and take its lower end away.
 
     Args:
-        keys: as for every dictionary transform of MONAI's.
+        volume: shape (1, D, H, W), with its metadata.
         window: lower and upper end, as (-1000, 1000) for a CT in Hounsfield units, whose air then is background;
             ``None`` leaves the values as they are.
 
     Raises:
-        SettingError: when called, if no voxel is other than background, or all are the same.
+        SettingError: if no voxel is other than background, or all are the same.
     """
-
-    def __init__(self, keys: str | Sequence[str] = CommonKeys.IMAGE, window: Sequence[float] | None = None) -> None:
-        super().__init__(keys)
-        self.window = window
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Map the volumes of an item."""
-        item = dict(data)
-        for key in self.key_iterator(item):
-            volume = item[key]
-            file = volume.meta.get("filename_or_obj", "a volume")
-            if self.window is not None:
-                low, high = self.window
-                volume = volume.clamp(low, high) - low
-            share = float((volume == 0).float().mean())
-            if share == 1:
-                raise SettingError(f"dataset_dir: {file} holds nothing other than background (window={self.window}).")
-            if volume.min() == volume.max():
-                raise SettingError(f"dataset_dir: {file} holds one value alone, {float(volume.min()):g}.")
-            if share < LEAST_BACKGROUND:
-                logger.warning(
-                    "%s: %.1f%% of its voxels are exactly 0, which is the model's background; values go from %g to %g. "
-                    "The key window maps another background to 0",
-                    file,
-                    100 * share,
-                    float(volume.min()),
-                    float(volume.max()),
-                )
-            item[key] = volume
-        return item
+    if window is not None:
+        low, high = window
+        volume = volume.clamp(low, high) - low
+    share = float((volume == 0).float().mean())
+    if share == 1:
+        raise SettingError(f"dataset_dir: {_name(volume)} holds nothing other than background (window={window}).")
+    if volume.min() == volume.max():
+        raise SettingError(f"dataset_dir: {_name(volume)} holds one value alone, {float(volume.min()):g}.")
+    if share < LEAST_BACKGROUND:
+        logger.warning(
+            "%s: %.1f%% of its voxels are exactly 0, which is the model's background; values go from %g to %g. "
+            "The key window maps another background to 0",
+            _name(volume),
+            100 * share,
+            float(volume.min()),
+            float(volume.max()),
+        )
+    return volume
 
 
-class ResampleVolumed(MapTransform):
-    """Resamples by MONAI's ``Spacing``, of which the background has no part: voxels of exactly 0 stay out of the mean.
+def resample(volume: MetaTensor, spacing: Spacing) -> MetaTensor:
+    """Resample a volume without a part of the background in it: voxels of exactly 0 stay out of the mean.
 
     Interpolated alone, a rim of values between the tissue's and 0 would surround what is not background, and would be
-    taken for tissue. A voxel becomes background where most of its neighbourhood is. Volumes that have the spacing
-    already stay as they are, bit for bit.
+    taken for tissue. A voxel becomes background where most of its neighbourhood is. A volume that has the spacing
+    already stays as it is, bit for bit.
 
     Args:
-        keys: as for every dictionary transform of MONAI's; items hold volumes with their metadata.
-        pixdim: size of a voxel along each axis, in mm.
-    """
-
-    def __init__(self, keys: str | Sequence[str] = CommonKeys.IMAGE, pixdim: Sequence[float] = (1.0, 1.0, 1.0)) -> None:
-        super().__init__(keys)
-        self.resample = Spacing(pixdim, dtype=np.float32)  # its float64 takes twice the memory
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Resample the volumes (C, D, H, W) of an item."""
-        item = dict(data)
-        for key in self.key_iterator(item):
-            weight = self.resample((item[key] != 0).to(item[key].dtype))
-            item[key] = self.resample(item[key]) * ((weight > 0.5) / weight.clamp_min(0.5))
-        return item
-
-
-class CropVolumed(MapTransform):
-    """Crops or pads volumes to a cube, about their centre or about that of what is not background.
-
-    Args:
-        keys: as for every dictionary transform of MONAI's.
-        size: voxels along each axis.
-        crop: ``center`` or ``foreground``.
+        volume: shape (1, D, H, W), with its metadata.
+        spacing: MONAI's transform.
 
     Raises:
-        SettingError: when called, if there is nothing but background.
+        SettingError: if nothing but background is left.
     """
+    weight = spacing((volume != 0).to(volume.dtype))
+    resampled = spacing(volume) * ((weight > 0.5) / weight.clamp_min(0.5))
+    if not resampled.any():
+        raise SettingError(f"dataset_dir: at this spacing {_name(volume)} holds nothing other than background.")
+    return resampled
 
-    def __init__(self, keys: str | Sequence[str] = CommonKeys.IMAGE, size: int = 64, crop: str = "center") -> None:
-        super().__init__(keys)
-        self.crop = crop
-        self.size = size
-        self.fit = ResizeWithPadOrCrop([size] * 3)
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Crop or pad the volumes (C, D, H, W) of an item."""
-        item = dict(data)
-        for key in self.key_iterator(item):
-            volume = item[key]
-            file = volume.meta.get("filename_or_obj", "a volume")
-            before = int((volume != 0).sum())
-            if before == 0:
-                raise SettingError(f"dataset_dir: at this spacing {file} holds nothing other than background.")
-            cropped = self.fit(self._center(volume) if self.crop == "foreground" else volume)
-            lost = 1 - int((cropped != 0).sum()) / before
-            if lost > 0.01:
-                remedy = "a larger spacing or image_size" + (
-                    "" if self.crop == "foreground" else ", or crop=foreground,"
-                )
-                logger.warning(
-                    "%s: cropping cuts off %.0f%% of what is not background; %s keeps more", file, 100 * lost, remedy
-                )
-            item[key] = cropped
-        return item
+def crop_to_cube(volume: MetaTensor, size: int, crop: str) -> MetaTensor:
+    """Crop or pad a volume to a cube, about its centre or about that of what is not background.
 
-    def _center(self, volume: MetaTensor) -> torch.Tensor:
-        """Cut the box out that is at the centre of what is not background, as large as the cube if it can be."""
+    Args:
+        volume: shape (1, D, H, W), with voxels other than background.
+        size: voxels along each axis.
+        crop: ``center`` or ``foreground``.
+    """
+    cut = volume
+    if crop == "foreground":
+        # the box at the centre of what is not background, as large as the cube if it can be
         places = (volume[0] != 0).nonzero().float()
         middle = ((places.amin(0) + places.amax(0)) / 2).round().long().tolist()
-        return SpatialCrop(roi_center=middle, roi_size=[self.size] * 3)(volume)
+        cut = SpatialCrop(roi_center=middle, roi_size=[size] * 3)(volume)
+    cropped: MetaTensor = ResizeWithPadOrCrop([size] * 3)(cut)
+    lost = 1 - int((cropped != 0).sum()) / int((volume != 0).sum())
+    if lost > 0.01:
+        remedy = "a larger spacing or image_size" + ("" if crop == "foreground" else ", or crop=foreground,")
+        logger.warning(
+            "%s: cropping cuts off %.0f%% of what is not background; %s keeps more", _name(volume), 100 * lost, remedy
+        )
+    return cropped
 
 
-class Standardised(MapTransform):
-    """MONAI's ``NormalizeIntensity`` of the voxels other than 0; values that are all the same stay as they are.
+def standardise(volume: MetaTensor) -> MetaTensor:
+    """Standardise the voxels other than 0 by MONAI's ``NormalizeIntensity``; leave values that are all the same.
 
     Standardised, a mask of ones would become nothing but background.
     """
+    values = volume[volume != 0]
+    if len(values) and values.min() < values.max():
+        return NormalizeIntensity(nonzero=True)(volume)  # type: ignore[return-value]
+    logger.warning("%s: its values other than 0 are all the same; they stay as they are", _name(volume))
+    return volume
 
-    def __init__(self, keys: str | Sequence[str] = CommonKeys.IMAGE) -> None:
-        super().__init__(keys)
-        self.standardise = NormalizeIntensity(nonzero=True)
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Standardise the volumes of an item."""
-        item = dict(data)
-        for key in self.key_iterator(item):
-            values = item[key][item[key] != 0]
-            if len(values) and values.min() < values.max():
-                item[key] = self.standardise(item[key])
-            else:
-                file = item[key].meta.get("filename_or_obj", "a volume")
-                logger.warning("%s: its values other than 0 are all the same; they stay as they are", file)
-        return item
+def _name(volume: MetaTensor) -> str:
+    return volume.meta.get("filename_or_obj", "a volume")
 
 
 def check_range(dataset: Dataset, data_range: float) -> None:
@@ -198,8 +153,8 @@ class ScanPreprocessing(Compose):
         image_size: voxels along each axis.
         spacing: size of a voxel along each axis, in mm.
         channel: which channel of a file of several.
-        window: see ``Windowd``.
-        crop: see ``CropVolumed``.
+        window: see ``take_window``.
+        crop: see ``crop_to_cube``.
         normalize: whether to standardise; else the values stay as they are.
     """
 
@@ -212,15 +167,14 @@ class ScanPreprocessing(Compose):
         crop: str = "center",
         normalize: bool = True,
     ) -> None:
+        steps = [
+            VolumeReader(channel, background=window[0] if window else 0.0),
+            partial(take_window, window=window),
+            Orientation(axcodes="RAS", labels=None),
+            partial(resample, spacing=Spacing(spacing, dtype=np.float32)),  # its float64 takes twice the memory
+            partial(crop_to_cube, size=image_size, crop=crop),
+            *([standardise] if normalize else []),
+        ]
         keys = CommonKeys.IMAGE
-        super().__init__(
-            [
-                LoadVolumed(keys, channel, background=window[0] if window else 0.0),
-                Windowd(keys, window),
-                Orientationd(keys, axcodes="RAS", labels=None),
-                ResampleVolumed(keys, spacing),
-                CropVolumed(keys, image_size, crop),
-                *([Standardised(keys)] if normalize else []),
-                EnsureTyped(keys, dtype=torch.float32, track_meta=False),
-            ]
-        )
+        plain = EnsureTyped(keys, dtype=torch.float32, track_meta=False)
+        super().__init__([*(Lambdad(keys, step) for step in steps), plain])

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import nibabel
 import numpy as np
 import torch
-from monai.data import CacheDataset, Dataset
-from monai.transforms import Compose, EnsureTyped, LoadImage, MapTransform
+from monai.data import CacheDataset, Dataset, MetaTensor
+from monai.transforms import Compose, EnsureTyped, Lambdad, LoadImage
 from monai.utils import CommonKeys
 from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
@@ -26,11 +26,10 @@ logger = logging.getLogger(__name__)
 UNITS = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 
 
-class LoadVolumed(MapTransform):
-    """Loads one channel of a volume, channel first, float32, with its metadata.
+class VolumeReader:
+    """Reads one channel of a volume from a file, channel first, float32, with its metadata.
 
     Args:
-        keys: as for every dictionary transform of MONAI's; items hold the path of a file.
         channel: which channel of a file of several.
         background: what voxels become that are not finite; ``None`` leaves them.
 
@@ -39,22 +38,13 @@ class LoadVolumed(MapTransform):
             channel, or holds nothing finite where a background takes its place.
     """
 
-    def __init__(
-        self, keys: str | Sequence[str] = CommonKeys.IMAGE, channel: int = 0, background: float | None = 0.0
-    ) -> None:
-        super().__init__(keys)
+    def __init__(self, channel: int = 0, background: float | None = 0.0) -> None:
         self.channel = channel
         self.background = background
         self.load = LoadImage(image_only=True, ensure_channel_first=True)
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Load the volumes of an item: each of shape (1, D, H, W)."""
-        item = dict(data)
-        for key in self.key_iterator(item):
-            item[key] = self._read(item[key])
-        return item
-
-    def _read(self, file: str) -> torch.Tensor:
+    def __call__(self, file: str) -> MetaTensor:
+        """Read a file: shape (1, D, H, W)."""
         try:
             header: Any = nibabel.load(file).header
             with np.errstate(over="ignore"):  # what float32 can't hold is reported below
@@ -91,9 +81,8 @@ class FolderDataset(Dataset):
     """
 
     def __init__(self, dataset_dir: str | os.PathLike, size: int) -> None:
-        transform = Compose(
-            [LoadVolumed(background=None), EnsureTyped(CommonKeys.IMAGE, dtype=torch.float32, track_meta=False)]
-        )
+        read = Lambdad(CommonKeys.IMAGE, VolumeReader(background=None))
+        transform = Compose([read, EnsureTyped(CommonKeys.IMAGE, dtype=torch.float32, track_meta=False)])
         super().__init__(list_volumes(dataset_dir, size)["training"], transform)
 
 
