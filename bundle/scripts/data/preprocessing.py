@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
 from monai.transforms import (
     Compose,
     EnsureTyped,
@@ -27,11 +27,13 @@ from .volumes import VolumeReader
 
 logger = logging.getLogger(__name__)
 
+# MONAI annotates what its transforms return as a plain tensor; the volumes here are its ``MetaTensor``, hence ``Any``.
+
 # Least share of voxels of exactly 0 below which a volume has no such background.
 LEAST_BACKGROUND = 0.01
 
 
-def take_window(volume: MetaTensor, window: Sequence[float] | None) -> MetaTensor:
+def take_window(volume: Any, window: Sequence[float] | None) -> Any:
     """Map values to a background of exactly 0: clip them to a window and take its lower end away.
 
     Args:
@@ -62,7 +64,7 @@ def take_window(volume: MetaTensor, window: Sequence[float] | None) -> MetaTenso
     return volume
 
 
-def resample(volume: MetaTensor, spacing: Spacing) -> MetaTensor:
+def resample(volume: Any, spacing: Spacing) -> Any:
     """Resample a volume without a part of the background in it: voxels of exactly 0 stay out of the mean.
 
     Interpolated alone, a rim of values between the tissue's and 0 would surround what is not background, and would be
@@ -83,7 +85,7 @@ def resample(volume: MetaTensor, spacing: Spacing) -> MetaTensor:
     return resampled
 
 
-def crop_to_cube(volume: MetaTensor, size: int, crop: str) -> MetaTensor:
+def crop_to_cube(volume: Any, size: int, crop: str) -> Any:
     """Crop or pad a volume to a cube, about its centre or about that of what is not background.
 
     Args:
@@ -97,7 +99,7 @@ def crop_to_cube(volume: MetaTensor, size: int, crop: str) -> MetaTensor:
         places = (volume[0] != 0).nonzero().float()
         middle = ((places.amin(0) + places.amax(0)) / 2).round().long().tolist()
         cut = SpatialCrop(roi_center=middle, roi_size=[size] * 3)(volume)
-    cropped: MetaTensor = ResizeWithPadOrCrop([size] * 3)(cut)
+    cropped: Any = ResizeWithPadOrCrop([size] * 3)(cut)
     lost = 1 - int((cropped != 0).sum()) / int((volume != 0).sum())
     if lost > 0.01:
         remedy = "a larger spacing or image_size" + ("" if crop == "foreground" else ", or crop=foreground,")
@@ -107,19 +109,19 @@ def crop_to_cube(volume: MetaTensor, size: int, crop: str) -> MetaTensor:
     return cropped
 
 
-def standardise(volume: MetaTensor) -> MetaTensor:
+def standardise(volume: Any) -> Any:
     """Standardise the voxels other than 0 by MONAI's ``NormalizeIntensity``; leave values that are all the same.
 
     Standardised, a mask of ones would become nothing but background.
     """
     values = volume[volume != 0]
     if len(values) and values.min() < values.max():
-        return NormalizeIntensity(nonzero=True)(volume)  # type: ignore[return-value]
+        return NormalizeIntensity(nonzero=True)(volume)
     logger.warning("%s: its values other than 0 are all the same; they stay as they are", _name(volume))
     return volume
 
 
-def _name(volume: MetaTensor) -> str:
+def _name(volume: Any) -> str:
     return volume.meta.get("filename_or_obj", "a volume")
 
 
@@ -167,7 +169,7 @@ class ScanPreprocessing(Compose):
         crop: str = "center",
         normalize: bool = True,
     ) -> None:
-        steps = [
+        steps: list[Callable] = [
             VolumeReader(channel, background=window[0] if window else 0.0),
             partial(take_window, window=window),
             Orientation(axcodes="RAS", labels=None),
