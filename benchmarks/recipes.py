@@ -1,8 +1,8 @@
 """Recipes at equal compute: the tutorials' autoencoders and samplers beside this bundle's, by the same instrument.
 
 Each recipe is trained and evaluated by the bundle's own commands, into ``bundle/runs/recipes``; what is there already
-is not made again. ``make recipes`` takes about four hours on two cores, prints a table in Markdown, writes
-``results/recipes.json``, and draws volumes of the recipes trained to the end beside the release's and real ones.
+is not made again. ``make recipes`` takes about two hours on two cores, prints a table in Markdown and writes
+``results/recipes.json``.
 """
 
 from __future__ import annotations
@@ -18,52 +18,47 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from measure import BUNDLE, bundle_command, load_config
+from measure import BUNDLE, bundle_command
 
-from scripts.evaluation.slices import plot_volumes
 from scripts.report.curves import read_events
 
 RUNS = BUNDLE / "runs" / "recipes"
 RESULTS = Path(__file__).parent / "results" / "recipes.json"
 RELEASED = BUNDLE / "models"
-FIGURE = BUNDLE / "docs" / "figures" / "recipes.png"
 
 AUTOENCODER = "--train_size 4096 --epochs 1"
 DIFFUSION = "--train_size 8192 --epochs 16 --train_batch_size 64"
 SHORT = "--train_size 8192 --epochs 4 --val_interval 4 --train_batch_size 64"
-# as much time as both stages of the release take: 53 minutes on two cores of an AMD EPYC with AVX-512 and bf16
-WHOLE_L1 = "--epochs 30"
 EVALUATION = "--test_size 32 --diversity_size 2 --classifier_epochs 1 --num_samples 1000"
 
 # name: (config and overlays, options, names of what must be there first)
 TRAININGS = {
     "autoencoder_gan": ("train_autoencoder train_autoencoder_gan", AUTOENCODER, ()),
     "autoencoder": ("train_autoencoder", AUTOENCODER, ()),
-    "autoencoder_l1": ("train_autoencoder train_autoencoder_l1", WHOLE_L1, ()),
+    "autoencoder_l1": ("train_autoencoder train_autoencoder_l1", AUTOENCODER, ()),
     "diffusion": ("train_diffusion diffusion", DIFFUSION, ()),
     "flow": ("train_diffusion", DIFFUSION, ()),
     "flow_gan": ("train_diffusion deterministic", DIFFUSION, ("autoencoder_gan",)),
     "flow_own": ("train_diffusion", DIFFUSION, ("autoencoder",)),
-    "flow_l1": ("train_diffusion deterministic", "", ("autoencoder_l1",)),
+    "flow_l1": ("train_diffusion deterministic", DIFFUSION, ("autoencoder_l1",)),
     "flow_short": ("train_diffusion", SHORT, ()),
     "autoencoder_short": ("train_autoencoder", "--train_size 1024 --epochs 1", ()),
     "autoencoder_short_float32": ("train_autoencoder", "--train_size 1024 --epochs 1 --precision float32", ()),
 }
-# label: (config and overlays, options, steps of the sampler, the training of the autoencoder, of the model); "" for an
-# autoencoder is the release's
+# label: (config and overlays, steps of the sampler, the autoencoder's training or "" for the released one, the model's)
 RECIPES = {
-    "DDPM": ("evaluate diffusion ddpm", EVALUATION, 1000, "", "diffusion"),
-    "DDIM, 50": ("evaluate diffusion", EVALUATION, 50, "", "diffusion"),
-    "DDIM, 20": ("evaluate diffusion", EVALUATION, 20, "", "diffusion"),
-    "DDIM, 10": ("evaluate diffusion", EVALUATION, 10, "", "diffusion"),
-    "flow, 25, a quarter of the steps": ("evaluate", EVALUATION, 25, "", "flow_short"),
-    "flow, 25": ("evaluate", EVALUATION, 25, "", "flow"),
-    "flow, 50": ("evaluate", EVALUATION, 50, "", "flow"),
-    "flow, 20": ("evaluate", EVALUATION, 20, "", "flow"),
-    "flow, 10": ("evaluate", EVALUATION, 10, "", "flow"),
-    "own autoencoder": ("evaluate", EVALUATION, 25, "autoencoder", "flow_own"),
-    "L1 autoencoder": ("evaluate evaluate_deterministic", "", 10, "autoencoder_l1", "flow_l1"),
-    "adversarial autoencoder": ("evaluate evaluate_deterministic", EVALUATION, 25, "autoencoder_gan", "flow_gan"),
+    "DDPM": ("evaluate diffusion ddpm", 1000, "", "diffusion"),
+    "DDIM, 50": ("evaluate diffusion", 50, "", "diffusion"),
+    "DDIM, 20": ("evaluate diffusion", 20, "", "diffusion"),
+    "DDIM, 10": ("evaluate diffusion", 10, "", "diffusion"),
+    "flow, 25, a quarter of the steps": ("evaluate", 25, "", "flow_short"),
+    "flow, 25": ("evaluate", 25, "", "flow"),
+    "flow, 50": ("evaluate", 50, "", "flow"),
+    "flow, 20": ("evaluate", 20, "", "flow"),
+    "flow, 10": ("evaluate", 10, "", "flow"),
+    "own autoencoder": ("evaluate", 25, "autoencoder", "flow_own"),
+    "L1 autoencoder": ("evaluate evaluate_deterministic", 25, "autoencoder_l1", "flow_l1"),
+    "adversarial autoencoder": ("evaluate evaluate_deterministic", 25, "autoencoder_gan", "flow_gan"),
 }
 
 
@@ -109,7 +104,7 @@ def gather_results() -> dict[str, Any]:
         seconds = json.loads((RUNS / name / "seconds.json").read_text())
         trainings[name] = {"seconds": seconds, "validation": read_validation(RUNS / name)}
     recipes: dict[str, Any] = {}
-    for label, (_, _, steps, _, _) in RECIPES.items():
+    for label, (_, steps, _, _) in RECIPES.items():
         path = RUNS / folder_of(label) / "fidelity.json"
         if path.exists():
             result = json.loads(path.read_text())
@@ -135,24 +130,6 @@ def format_recipes(recipes: dict[str, Any]) -> str:
         texts = ["not tested" if number is None else f"{number:.3f}" for number in numbers]
         rows += [f"| {label} | {result['steps']} | " + " | ".join(texts) + " |"]
     return "\n".join(rows)
-
-
-def draw_recipes(path: Path, count: int = 3) -> None:
-    """Draw volumes of the recipes that are trained to the end, beside those of the release and real spheres."""
-    trained = {"release": ("inference", {"model_path": str(RELEASED / "model.pt")})}
-    for label, (configs, options, _, _, model) in RECIPES.items():
-        if not options and (RUNS / model / "model.pt").exists():
-            overlays = configs.replace("evaluate_", "").replace("evaluate", "inference")
-            trained[label] = (overlays, {"model_path": str(RUNS / model / "model.pt")})
-    spheres = load_config("train_autoencoder").get_parsed_content("validate#spheres")
-    items = [{"real spheres": spheres[i]["image"]} for i in range(count)]
-    for label, (configs, settings) in trained.items():
-        config = load_config(*configs.split(), num_samples=count, **settings)
-        generator, noise = config.get_parsed_content("network").eval(), config.get_parsed_content("dataset")
-        device = generator.scale_factor.device
-        for i, item in enumerate(items):
-            item[label] = generator(*(noise[i][key][None].to(device) for key in ("image", "texture")))[0].cpu()
-    plot_volumes(items, [""] * count, path)
 
 
 def main() -> None:
@@ -187,8 +164,8 @@ def main() -> None:
                 submit(name, needed, configs, options, "model_autoencoder.pt")
             else:
                 submit(name, needed, configs, options + weights(*needed), "model.pt")
-        for label, (configs, options, steps, autoencoder, model) in evaluations.items():
-            options += f" --num_inference_steps {steps}" + weights(autoencoder, model)
+        for label, (configs, steps, autoencoder, model) in evaluations.items():
+            options = f"{EVALUATION} --num_inference_steps {steps}" + weights(autoencoder, model)
             submit(folder_of(label), (model,), configs, options, "fidelity.json")
     for name, future in jobs.items():
         if error := future.exception():
@@ -198,7 +175,6 @@ def main() -> None:
         values.update(found[part])  # what was not run keeps its results
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     print(format_recipes(results["recipes"]))
-    draw_recipes(FIGURE)
 
 
 if __name__ == "__main__":

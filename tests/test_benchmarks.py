@@ -84,7 +84,7 @@ def test_recipes_match_results():
     results = read_results()
     assert set(results["trainings"]) == set(TRAININGS)
     assert set(results["recipes"]) == set(RECIPES)
-    for label, (_, _, steps, _, model) in RECIPES.items():
+    for label, (_, steps, _, model) in RECIPES.items():
         assert results["recipes"][label]["steps"] == steps
         assert model in TRAININGS
 
