@@ -101,7 +101,7 @@ def export_onnx(generator: VolumeGenerator, latent_shape: Sequence[int], path: s
     """Export the noise-free part of the generator as ONNX, for any number of volumes at a time.
 
     Args:
-        generator: with weights; exported in its precision.
+        generator: with weights; exported in its precision, of which onnxruntime's CPU provider takes float32 alone.
         latent_shape: channels and size of the latents.
         path: the file to write (``.onnx``); its folder is made. Its inputs are ``noise`` and, of a generator that knows
             conditions, ``condition``; its output is ``voxels``, as ``UnrolledGenerator`` returns without texture. A
