@@ -8,8 +8,8 @@ from pathlib import Path
 
 import onnxruntime
 import torch
-from bench_sampling import RELEASED, make_generator
-from measure import Row, bundle_command, run_command, time_side_by_side
+from bench_sampling import make_generator
+from measure import RELEASED, Row, bundle_command, run_command, time_side_by_side
 
 
 def bench_exports(rounds: int = 3) -> Iterator[Row]:
@@ -20,11 +20,12 @@ def bench_exports(rounds: int = 3) -> Iterator[Row]:
         "exported program": folder / "model.pt2",
         "ONNX": folder / "model.onnx",
     }
-    settings = {"output_dir": str(folder), "device": "cpu", "model_path": str(RELEASED)}
+    released = str(RELEASED / "model.pt")
+    settings = {"output_dir": str(folder), "device": "cpu", "model_path": released}
     command = bundle_command("inference", "inference_export", **settings)
     program, onnx = (run_command([*command[:4], name, *command[4:]])[1] for name in ("program", "onnx"))
     ckpt_export = [*command[:3], "ckpt_export", "--filepath", str(files["TorchScript"]), "--use_trace", "True"]
-    ckpt_export += ["--ckpt_file", str(RELEASED), "--config_file", "configs/inference.json"]
+    ckpt_export += ["--ckpt_file", released, "--config_file", "configs/inference.json"]
     ckpt_export += ["--meta_file", "configs/metadata.json", "--precision", "float32", "--device", "cpu"]
     seconds = {"TorchScript": run_command(ckpt_export)[1], "exported program": program, "ONNX": onnx}
 

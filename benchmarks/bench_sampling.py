@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from measure import BUNDLE, Row, load_config, time_side_by_side
+from measure import RELEASED, Row, load_config, time_side_by_side
 from recipes import read_results
 from reference_autoencoder import make_autoencoder
 from reference_diffusion import make_unet
@@ -14,13 +14,13 @@ from reference_sampling import sample
 from scripts.evaluation.measurement import PARAMETERS
 from scripts.model.generator import VolumeGenerator
 
-RELEASED = BUNDLE / "models" / "model.pt"
 STATISTICS = tuple(f"ks_{name}" for name in PARAMETERS)
 
 
 def make_generator(**settings: str | int) -> VolumeGenerator:
     """Build the generator of ``inference.json``, with the released weights."""
-    return load_config("inference", model_path=str(RELEASED), **settings).get_parsed_content("network").eval()
+    config = load_config("inference", model_path=str(RELEASED / "model.pt"), **settings)
+    return config.get_parsed_content("network").eval()
 
 
 def bench_sampling(rounds: int = 3) -> Iterator[Row]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from bench_sampling import STATISTICS
 from bench_training import encode_seconds
-from measure import BUNDLE, Row, bundle_command, load_config, run_command, time_side_by_side
+from measure import RELEASED, Row, bundle_command, load_config, run_command, time_side_by_side
 from recipes import read_results
 
 
@@ -61,7 +61,7 @@ def bench_memory() -> Iterator[Row]:
 def bench_compute() -> Iterator[Row]:
     """Read what each stage reached after how many steps, from the recipes and the release."""
     results = read_results()
-    released = json.loads((BUNDLE / "models" / "fidelity.json").read_text())
+    released = json.loads((RELEASED / "fidelity.json").read_text())
     trainings, recipes = results["trainings"], results["recipes"]
     first, second = (load_config(name, initialize=False) for name in ("train_autoencoder", "train_diffusion"))
     volumes, latents = (config.get("epochs") * config.get("train_size") for config in (first, second))

@@ -22,6 +22,7 @@ import psutil
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundle"
+RELEASED = BUNDLE / "models"
 RUNS = BUNDLE / "runs" / "benchmark"
 sys.path.insert(1, str(BUNDLE))  # the bundle is used from its folder, not installed
 

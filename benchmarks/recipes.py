@@ -18,13 +18,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from measure import BUNDLE, bundle_command
+from measure import BUNDLE, RELEASED, bundle_command
 
 from scripts.report.curves import read_events
 
 RUNS = BUNDLE / "runs" / "recipes"
 RESULTS = Path(__file__).parent / "results" / "recipes.json"
-RELEASED = BUNDLE / "models"
 
 AUTOENCODER = "--train_size 4096 --epochs 1"
 DIFFUSION = "--train_size 8192 --epochs 16 --train_batch_size 64"

@@ -219,8 +219,8 @@ def _check_latents(config: Mapping[str, Any], settings: Mapping[str, Any], parse
     stride = settings.get("latent_stride", 1)
     definition = config.get("autoencoder_def")
     if isinstance(definition, dict):
-        name = "channels" if "channels" in definition else "num_channels"
-        channels = parser.get_parsed_content(f"autoencoder_def#{name}")
+        name = next((name for name in ("channels", "num_channels") if name in definition), None)
+        channels = name and parser.get_parsed_content(f"autoencoder_def#{name}")
         levels = len(ensure_tuple(channels))
         blocks = [settings.get(key, 1) for key in ("block_size", "latent_block_size")]
         expected = math.prod(blocks) * 2 ** (levels - 1)

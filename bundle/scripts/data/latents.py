@@ -27,9 +27,9 @@ class EncodedLatents(Dataset):
 
     The autoencoder is frozen, so one pass over the volumes gives their latents, a kilobyte for each, and not one in
     every epoch. The pass waits for the first item, or the scale factor, to be read; of several processes each encodes
-    its share. An item is a dictionary: under ``CommonKeys.IMAGE`` the scaled latents,
-    shape (C, d, h, w); ``index``; and under ``CONDITION``, if some are named, the numbers that go with the volume,
-    shape (K,), NaN where one is missing.
+    its share. An item is a dictionary: under ``CommonKeys.IMAGE`` the scaled latents, shape (C, d, h, w); ``index``;
+    and under ``CONDITION``, if some are named, the numbers that go with the volume, shape (K,), NaN where one is
+    missing.
 
     Of the autoencoder's posterior it takes the mean, not a draw. The draw's noise would be decoded too: it blurs radius
     and centre by more than the decoder's own error, and a diffusion model that has learned it returns it.

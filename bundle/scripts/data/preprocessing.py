@@ -27,10 +27,10 @@ from .volumes import VolumeReader
 
 logger = logging.getLogger(__name__)
 
-# MONAI annotates what its transforms return as a plain tensor; the volumes here are its ``MetaTensor``, hence ``Any``.
-
 # Least share of voxels of exactly 0 below which a volume has no such background.
 LEAST_BACKGROUND = 0.01
+
+# The volumes below are MONAI's ``MetaTensor``. Its transforms are annotated to return plain tensors, hence ``Any``.
 
 
 def take_window(volume: Any, window: Sequence[float] | None) -> Any:
