@@ -268,16 +268,6 @@ def test_resume_with_other_options(overrides):
     assert list(group["betas"]) == [0.5, 0.9] and group["lr"] < 1e-6  # at the end of the schedule
 
 
-def test_resume_with_another_optimizer(overrides):
-    """A training can't carry on with an optimizer of another kind."""
-    settings = overrides("train_diffusion")
-    run_workflow("train_diffusion", "smoke", **settings)
-    adam = {"_target_": "torch.optim.Adam", "params": "$@network.parameters()", "lr": "@lr"}
-    now = {"epochs": 2, "resume": True, "optimizer": adam}
-    message = find_mistake(lambda: run_workflow("train_diffusion", "smoke", **{**settings, **now}))
-    assert message.startswith("optimizer: ") and "than Adam; must be that one" in message
-
-
 def test_learning_rate(overrides):
     """The rate warms up and decays, and follows the longer course after a resume with more epochs."""
 

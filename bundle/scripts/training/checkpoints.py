@@ -19,7 +19,6 @@ from monai.handlers import CheckpointLoader
 from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
-from ..checks import SettingError
 from ..command_line import Interruption
 from ..weights import write_state
 from .resume import EventFiles, RandomState, list_checkpoints
@@ -199,11 +198,6 @@ class Checkpoints:
 
 def _keep_options(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """Let an optimizer that loads a state keep its own options: a resumed training follows the config of now."""
-    if len(state["param_groups"]) != len(optimizer.param_groups):
-        raise SettingError(
-            f"optimizer: the training was begun with another one than {type(optimizer).__name__}; must be that one, "
-            "or output_dir another folder."
-        )
     pairs = zip(state["param_groups"], optimizer.param_groups, strict=True)
     return {**state, "param_groups": [{**here, "params": there["params"]} for there, here in pairs]}
 
