@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import torch
 from measure import Row, alternate, bundle_command, load_config, run_command, time_side_by_side
 from monai.bundle import ConfigParser
-from recipes import read_results
 from torch.utils.flop_counter import FlopCounterMode
 
 from scripts.data.latents import EncodedLatents
@@ -49,11 +48,6 @@ def bench_autoencoder(steps: int = 4) -> Iterator[Row]:
     waiting = time_side_by_side({"volumes": lambda: [None for _ in loader]})["volumes"] / seconds
     most_waiting = 0.10 if device.type == "cuda" else 0.03
     yield Row("autoencoder", "share of a step that waits for volumes", "", waiting, most=most_waiting)
-    trainings = read_results()["trainings"]
-    ours, plain = (trainings[name]["validation"]["nll"] for name in ("autoencoder_short", "autoencoder_short_float32"))
-    what = "validation loss after 128 steps, beside float32 (make recipes)"
-    why = "one run of each, after 128 steps, where the loss still falls steeply"
-    yield Row("autoencoder", what, "nats a voxel", ours, plain, most=plain + 0.01 * abs(plain), why=why)
     _, _, memory = run_command(bundle_command("train_autoencoder", train_size=32, val_size=2, epochs=1))
     yield Row("autoencoder", "peak memory of a training, batch 8", "GB", memory, most, most=most)
 

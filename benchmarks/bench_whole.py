@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import torch
-from bench_sampling import STATISTICS
 from bench_training import encode_seconds
-from measure import RELEASED, Row, bundle_command, load_config, run_command, time_side_by_side
-from recipes import read_results
+from measure import Row, bundle_command, load_config, run_command, time_side_by_side
 
 
 def bench_whole(steps: int = 8) -> Iterator[Row]:
@@ -56,26 +53,3 @@ def bench_memory() -> Iterator[Row]:
             trainer.run()
             memory = torch.cuda.max_memory_allocated() / 1e9
             yield Row("whole training", f"peak GPU memory, {config}, float16, batch 8", "GB", memory, most=12)
-
-
-def bench_compute() -> Iterator[Row]:
-    """Read what each stage reached after how many steps, from the recipes and the release."""
-    results = read_results()
-    released = json.loads((RELEASED / "fidelity.json").read_text())
-    trainings, recipes = results["trainings"], results["recipes"]
-    first, second = (load_config(name, initialize=False) for name in ("train_autoencoder", "train_diffusion"))
-    volumes, latents = (config.get("epochs") * config.get("train_size") for config in (first, second))
-    steps = {"autoencoder_short": 128, "autoencoder": 512}
-    dice = [(count, 1 - trainings[name]["validation"]["dice"]) for name, count in steps.items()]
-    labels = {"flow, 25, a quarter of the steps": 512 * 64, "flow, 25": 2048 * 64}
-    dice.append((volumes / first.get("train_batch_size"), 1 - released["reconstruction"]["dice"]))
-    curves = {"1 - Dice of reconstructions, by autoencoder steps": dice}
-    for name in ("valid", *STATISTICS):
-        values = [(count, recipes[label]["volumes"][name]) for label, count in labels.items()]
-        values.append((latents, released["volumes"][name]["value"]))
-        if name == "valid":
-            values, name = [(count, 1 - value) for count, value in values], "share not valid"
-        curves[f"{name}, by latents seen"] = values
-    for what, points in curves.items():
-        note = ", ".join(f"{count}: {value:.3g}" for count, value in points) + "; the last is the release"
-        yield Row("compute", what, "at the end", points[-1][1], note=note, points=points)

@@ -23,7 +23,7 @@ from bench_growth import bench_growth
 from bench_sampling import bench_sampling
 from bench_spheres import bench_spheres
 from bench_training import bench_autoencoder, bench_diffusion
-from bench_whole import bench_compute, bench_memory, bench_whole
+from bench_whole import bench_memory, bench_whole
 from measure import RUNS, Row
 
 SECTIONS: dict[str, Callable[[], Iterable[Row]]] = {
@@ -37,7 +37,6 @@ SECTIONS: dict[str, Callable[[], Iterable[Row]]] = {
     "whole": bench_whole,
     "memory": bench_memory,
     "growth": bench_growth,
-    "compute": bench_compute,
 }
 
 
@@ -56,10 +55,8 @@ def format_row(row: Row) -> str:
 
 
 def plot_rows(rows: list[Row], path: Path) -> None:
-    """Draw the ratios beside their aims, the growth of costs, and fidelity against compute."""
-    figure, (left, middle, right) = plt.subplots(
-        1, 3, figsize=(18, 7), layout="constrained", width_ratios=(2, 1.5, 1.5)
-    )
+    """Draw the ratios beside their aims, and the growth of costs."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(14, 7), layout="constrained", width_ratios=(4, 3))
     compared = [row for row in rows if row.ratio is not None and row.least_ratio][::-1]
     names = [f"{row.section}: {row.what}" for row in compared]
     left.barh(names, [row.ratio or 0 for row in compared], color="tab:blue", label="measured")
@@ -68,14 +65,10 @@ def plot_rows(rows: list[Row], path: Path) -> None:
     left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12))
     for row in rows:
         if row.points:
-            panel = right if row.section == "compute" else middle
-            label = row.what if row.section == "compute" else f"{row.what}: {row.ours:.2f}"
-            panel.loglog(*zip(*row.points, strict=True), marker="o", label=label)
-    middle.set(xlabel="size", ylabel="seconds", title="growth, with the exponent")
-    right.set(xlabel="steps of training", title="fidelity against compute")
-    for panel in (middle, right):
-        if panel.lines:
-            panel.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.12))
+            right.loglog(*zip(*row.points, strict=True), marker="o", label=f"{row.what}: {row.ours:.2f}")
+    right.set(xlabel="size", ylabel="seconds", title="growth, with the exponent")
+    if right.lines:
+        right.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.12))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)

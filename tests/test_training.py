@@ -9,6 +9,7 @@ import torch
 from commands import assert_same_training
 from conftest import STAGES, find_mistake, make_workflow, run_workflow
 from ignite.engine import Events
+from monai.utils.enums import AdversarialKeys
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams.api_pb2 import Status
@@ -336,6 +337,18 @@ def test_loss_not_finite(overrides):
     saved = torch.load(folder / "checkpoints" / "checkpoint_epoch=1.pt")
     assert all(torch.isfinite(value).all() for value in saved["model"].values())
     assert not (folder / "checkpoints" / "checkpoint_epoch=2.pt").exists()
+
+
+def test_adversarial_start(overrides):
+    """The discriminator learns from the first step; the generator hears of it after a share of the steps."""
+    configs = ("train_autoencoder", "train_autoencoder_gan", "smoke")
+    settings = overrides("train_autoencoder", train_size=4, train_batch_size=1, epochs=1, adversarial_start=0.5)
+    workflow = make_workflow(*configs, **settings)
+    state, seen = workflow.trainer.state, []
+    workflow.trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: seen.append(state.output))
+    workflow.run()
+    assert [float(step[AdversarialKeys.GENERATOR_LOSS]) > 0 for step in seen] == [False, False, True, True]
+    assert all(float(step[AdversarialKeys.DISCRIMINATOR_LOSS]) > 0 for step in seen)
 
 
 def test_discriminator_not_finite(overrides):

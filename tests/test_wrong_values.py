@@ -151,6 +151,7 @@ WRONG = [
     ("evaluate+conditional+evaluate_conditional", "num_samples", 0, POSITIVE),
     # overlays
     ("train_autoencoder+train_autoencoder_gan", "adversarial_weight", -1, "at least 0"),
+    ("train_autoencoder+train_autoencoder_gan", "adversarial_start", 3, "from 0 to 1"),
     ("train_autoencoder+train_autoencoder_gan", "accumulation_steps", 2, "must be 1"),
     ("train_autoencoder+train_autoencoder_gan", "discriminator_lr", 0, "above 0"),
     ("train_autoencoder+train_autoencoder_gan", "discriminator_def#in_channels", 0, POSITIVE),

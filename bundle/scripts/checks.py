@@ -122,6 +122,7 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         ("kl_weight", "adversarial_weight"),
         (lambda value: is_number(value) and value >= 0, "a number of at least 0"),
     ),
+    "adversarial_start": (lambda value: is_number(value) and 0 <= value <= 1, "a share of the steps, from 0 to 1"),
     **dict.fromkeys(
         ("normalize", "verbose", "generate", "activation_checkpointing"),
         (lambda value: isinstance(value, bool), "true or false"),
