@@ -1,9 +1,9 @@
 """Other recipes in the same time: the tutorials' autoencoders beside this bundle's, by the same instrument.
 
-Each autoencoder is trained for as long as both stages of the release take, 49 minutes on two cores with AVX-512 and
-bf16; a flow with the release's settings is then trained on its latents. All is done by the bundle's own commands, into
-``bundle/runs/recipes``; what is there already is not made again. ``make recipes`` takes two and a half hours, prints a
-table in Markdown, writes ``results/recipes.json``, and draws volumes of each recipe beside real spheres.
+Each autoencoder alone is trained for about as long as both stages of the release take, 49 minutes on two cores with
+AVX-512 and bf16; a flow with the release's settings is then trained on its latents. All is done by the bundle's own
+commands, into ``bundle/runs/recipes``; what is there already is not made again. ``make recipes`` takes two and a half
+hours, prints a table in Markdown, writes ``results/recipes.json``, and draws volumes of each recipe beside real ones.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def run_config(folder: Path, configs: str, options: str, result: str) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     command = [*bundle_command(*configs.split(), output_dir=folder), *shlex.split(options)]
-    print(shlex.join(command[1:]), flush=True)
+    print(f"{shlex.join(command[1:])} > {folder / 'log.txt'}", flush=True)
     start = time.perf_counter()
     with (folder / "log.txt").open("w") as log:
         subprocess.run(command, cwd=BUNDLE, stdout=log, stderr=log, check=True)
@@ -92,12 +92,10 @@ def gather_results() -> dict[str, Any]:
 def format_recipes(results: dict[str, Any]) -> str:
     """Lay out the evaluations as a table in Markdown."""
     names = " | ".join(name.removeprefix("ks_") for name in COLUMNS)
-    rows = [f"| recipe | {names} | Dice of reconstructions | MSE beside the oracle's |"]
-    rows += ["| --- |" + " --- |" * (len(COLUMNS) + 2)]
+    rows = [f"| recipe | {names} | MSE beside the oracle's |", "| --- |" + " --- |" * (len(COLUMNS) + 1)]
     for label, result in results.items():
-        numbers = [result["volumes"].get(name) for name in COLUMNS]
-        numbers += [result["reconstruction"][name] for name in ("dice", "mse_ratio")]
-        texts = ["not tested" if number is None else f"{number:.3f}" for number in numbers]
+        numbers = [*(result["volumes"].get(name) for name in COLUMNS), result["reconstruction"]["mse_ratio"]]
+        texts = ["undefined" if number is None else f"{number:.4f}" for number in numbers]
         rows += [f"| {label} | " + " | ".join(texts) + " |"]
     return "\n".join(rows)
 
@@ -127,11 +125,11 @@ def main() -> None:
     arguments = parser.parse_args()
     for label in arguments.only:
         run_recipe(label, arguments.options)
-    found = json.loads(RESULTS.read_text()) | gather_results()  # what was not run keeps its results
-    results = {label: found[label] for label in RECIPES if label in found}
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    print(format_recipes(results))
-    draw_recipes(FIGURE)
+        found = json.loads(RESULTS.read_text()) | gather_results()  # what was not run keeps its results
+        results = {label: found[label] for label in RECIPES if label in found}
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        print(format_recipes(results))
+        draw_recipes(FIGURE)
 
 
 if __name__ == "__main__":

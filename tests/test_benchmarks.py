@@ -83,7 +83,7 @@ def test_command_time_and_memory():
 def test_recipes_match_results():
     """The results in the repository are of the recipes that are defined, and the page shows them."""
     results = json.loads(RESULTS.read_text())
-    assert list(results) == [label for label in RECIPES if label in results]
+    assert list(results) == list(RECIPES)[: len(results)] and "L1 autoencoder" in results
     assert format_recipes(results) in (BUNDLE / "docs" / "experiments.md").read_text()
 
 
