@@ -81,10 +81,16 @@ def test_command_time_and_memory():
 
 
 def test_recipes_match_results():
-    """The results in the repository are of the recipes that are defined, and the page shows them."""
+    """The page shows the results in the repository, and these are of recipes that are defined."""
     results = json.loads(RESULTS.read_text())
     assert list(results) == list(RECIPES)[: len(results)] and "L1 autoencoder" in results
     assert format_recipes(results) in (BUNDLE / "docs" / "experiments.md").read_text()
+
+
+@pytest.mark.xfail(reason="the adversarial autoencoder is not trained at length yet", strict=True)
+def test_recipes_are_measured():
+    """Each recipe that is defined has results in the repository."""
+    assert set(json.loads(RESULTS.read_text())) == set(RECIPES)
 
 
 def test_section_and_figure(monkeypatch, tmp_path, capsys):
