@@ -65,10 +65,7 @@ def bench_spheres(volumes: int = 256) -> Iterator[Row]:
         each["ours"],
         each["reference"],
         limit,
-        least_ratio=15,
-        least_share=0.6,
         note=f"limit {limit:.2f} ms ({generator}'s normals), {each['reference'] / limit:.1f} times the reference",
-        why="a third is the normals; as much again is finding and filling the voxels, numpy's passes over the box",
     )
     for row in benchmark_loader(dataset, batch_size=8, path=RUNS / "loader.csv", workers=(0, 1, 2)):
         workers, rate = row["workers"], row["volumes_per_s"]
@@ -78,10 +75,8 @@ def bench_spheres(volumes: int = 256) -> Iterator[Row]:
             "ms",
             1e3 / rate,
             limit=each["ours"] / max(workers, 1),
-            least_share=0.8,
             note=f"{rate:.0f} volumes/s; limit: the rate of one core times the workers; "
             f"copying volumes into a batch alone takes {each['collate']:.2f} ms each",
-            why="page faults: each batch is new memory, with workers new shared memory",
         )
     if torch.cuda.is_available():
         device = torch.device("cuda:0")

@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 
 import torch
-from bench_training import encode_seconds
-from measure import Row, bundle_command, load_config, run_command, time_side_by_side
+from measure import Row, bundle_command, load_config, run_command
 
 
-def bench_whole(steps: int = 8) -> Iterator[Row]:
-    """Add up the default trainings from parts that are measured here: steps, encoding, validation."""
-    first = load_config("train_autoencoder", train_size=8 * steps, epochs=1, val_interval=1000)
-    latents = 2 * load_config("train_diffusion", initialize=False).get("train_batch_size")
-    second = load_config("train_diffusion", train_size=latents, val_size=256, epochs=1, val_interval=1000)
-    seconds = time_side_by_side(
-        {
-            "step": first.get_parsed_content("train#trainer").run,
-            "validation": first.get_parsed_content("validate#evaluator").run,
-            "latents": second.get_parsed_content("train#trainer").run,
-        }
-    )
-    config = load_config("train_autoencoder")
-    epoch = config.get("train_size") / config.get("train_batch_size") * seconds["step"] / steps
-    minutes = {"autoencoder": config.get("epochs") * (epoch + seconds["validation"]) / 60}
-    config = load_config("train_diffusion")
-    encode, seen = encode_seconds(second), seconds["latents"] / latents
-    seconds_of_latents = config.get("epochs") * config.get("train_size") * seen
-    minutes["diffusion"] = (config.get_parsed_content("encode_size") * encode + seconds_of_latents) / 60
+def bench_whole(**settings: int) -> Iterator[Row]:
+    """Run both default trainings one after the other; settings are for both."""
+    folder = tempfile.mkdtemp()
+    first = bundle_command("train_autoencoder", output_dir=folder, **settings)
+    second = bundle_command("train_diffusion", autoencoder_path=f"{folder}/model_autoencoder.pt", **settings)
+    minutes = [run_command(command)[1] / 60 for command in (first, second)]
+    note = "autoencoder {:.1f}, diffusion {:.1f}".format(*minutes)
     most = 15 if torch.cuda.is_available() else 60
-    note = ", ".join(f"{name} {value:.0f}" for name, value in minutes.items())
-    note += "; from parts measured here"
-    yield Row("whole training", "both stages at their defaults", "min", sum(minutes.values()), most=most, note=note)
+    yield Row("whole training", "both stages at their defaults, one run", "min", sum(minutes), most=most, note=note)
 
 
 def bench_memory() -> Iterator[Row]:

@@ -39,10 +39,8 @@ class Row:
         reference: the reference's, where there is one.
         limit: the least that is possible, where it is known.
         least_ratio: how many times less than the reference is aimed at.
-        least_share: which share of ``limit / ours`` is aimed at.
         most: the most that ``ours`` may be.
         note: what else there is to know.
-        why: why an aim may not hold, shown where one does not.
         points: (size, seconds), where ``ours`` was fitted to several measurements.
     """
 
@@ -53,10 +51,8 @@ class Row:
     reference: float | None = None
     limit: float | None = None
     least_ratio: float | None = None
-    least_share: float | None = None
     most: float | None = None
     note: str = ""
-    why: str = ""
     points: Sequence[tuple[float, float]] = ()
 
     @property
@@ -72,11 +68,9 @@ class Row:
     @property
     def misses(self) -> list[str]:
         """The aims that do not hold."""
-        aims = [
-            (self.ratio, self.least_ratio, "{:.1f} times instead of {:g}"),
-            (self.share, self.least_share, "{:.0%} of the limit instead of {:.0%}"),
-        ]
-        missed = [text.format(value, aim) for value, aim, text in aims if aim and value is not None and value < aim]
+        missed = []
+        if self.ratio is not None and self.least_ratio is not None and self.ratio < self.least_ratio:
+            missed.append(f"{self.ratio:.1f} times instead of {self.least_ratio:g}")
         if self.most is not None and self.ours > self.most:
             missed.append(f"{self.ours:.3g} {self.unit} instead of {self.most:g}")
         return missed

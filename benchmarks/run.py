@@ -46,12 +46,9 @@ def format_row(row: Row) -> str:
     ratio = "" if row.ratio is None else f"{row.ratio:.1f}"
     aim = f">= {row.least_ratio:g}x" if row.least_ratio else f"<= {row.most:.4g}" if row.most is not None else ""
     share = "" if row.share is None else f"{row.share:.0%}"
-    verdict = f"MISSES: {'; '.join(row.misses)}" if row.misses else "ok" if aim or row.least_share else ""
+    verdict = f"MISSES: {'; '.join(row.misses)}" if row.misses else "ok" if aim else ""
     texts = f"{row.ours:>9.4g} {row.unit:<12} {reference:>9} {ratio:>7} {aim:>9} {share:>6}  {verdict}"
-    remarks = [row.note] if row.note else []
-    if row.misses and row.why:
-        remarks.append(f"why: {row.why}")
-    return "\n    ".join([f"{row.what:<74} {texts}".rstrip(), *remarks])
+    return "\n    ".join([f"{row.what:<74} {texts}".rstrip(), *([row.note] if row.note else [])])
 
 
 def plot_rows(rows: list[Row], path: Path) -> None:
