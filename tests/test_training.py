@@ -248,6 +248,7 @@ def test_resume_of_other_settings(overrides):
     for changes, allowed in (
         ({"lr": 1e-3}, "resume=true"),  # carries on, if asked to
         ({"train_size": 16, "resume": True}, "Another output_dir"),
+        ({"optimizer#_target_": "torch.optim.AdamW", "resume": True}, "Another output_dir"),
         ({"resume": False}, "choose another output_dir"),
     ):
         message = find_mistake(lambda c=changes: make_workflow("train_autoencoder", "smoke", **{**settings, **c}))

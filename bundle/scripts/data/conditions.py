@@ -11,9 +11,8 @@ from monai.utils import CommonKeys
 from torch.utils.data import Dataset
 
 from ..checks import SettingError, is_number, suggest
+from ..model.tokens import CONDITION
 from .spheres import PARAMETERS, SphereLaw
-
-CONDITION = "condition"  # their key in an item
 
 
 def _read_number(item: Mapping[str, Any], name: str) -> float:

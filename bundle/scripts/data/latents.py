@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from ..distributed import gather_shares, take_share
 from ..model.autoencoder import VolumeAutoencoder, take_volumes
-from .conditions import CONDITION, ConditionedVolumes
+from ..model.tokens import CONDITION
+from .conditions import ConditionedVolumes
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..checks import SettingError, is_number, suggest
-from ..data.conditions import CONDITION, read_condition
+from ..data.conditions import read_condition
 from ..data.spheres import PARAMETERS, SphereLaw
 from ..model.generator import VolumeGenerator
+from ..model.tokens import CONDITION
 from .fidelity import score_parameters
 from .lines import Line
 from .measurement import measure_dataset

@@ -15,7 +15,7 @@ from torch import nn
 from ..checks import SettingError, is_integer
 from ..distributed import draw_share, randn_share
 from ..environment import autocast
-from .tokens import ConditionTokens
+from .tokens import CONDITION, ConditionTokens
 
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
@@ -112,7 +112,7 @@ class VelocityPrepareBatch(VPredictionPrepareBatch):
         super().__init__(
             scheduler=scheduler,
             num_train_timesteps=num_train_timesteps,
-            condition_name=None if tokens is None else "condition",
+            condition_name=None if tokens is None else CONDITION,
         )
         self.fixed = fixed
         self.tokens = tokens
@@ -141,9 +141,9 @@ class VelocityPrepareBatch(VPredictionPrepareBatch):
         if self.fixed:
             self.indices = batch["index"].tolist()
         if self.tokens is not None:
-            values = self.hide(batch["condition"])
+            values = self.hide(batch[CONDITION])
             self.free = values.isnan().all(dim=1)
-            batch["condition"] = self.tokens(values)
+            batch[CONDITION] = self.tokens(values)
         return super().__call__(batch, device, non_blocking, **kwargs)
 
     def hide(self, values: torch.Tensor) -> torch.Tensor:

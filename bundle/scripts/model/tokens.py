@@ -14,6 +14,7 @@ from torch import nn
 HARMONICS = 4
 # Entries that a token has for each condition: that it is known, its value, and the value's sines and cosines.
 FEATURES = 2 + 2 * HARMONICS
+CONDITION = "condition"  # the key of the numbers that go with an item
 
 
 class ConditionTokens(nn.Module):

@@ -27,6 +27,11 @@ FIXED = (
 )
 
 
+def _is_fixed(key: str) -> bool:
+    # another network or kind of optimizer can't take the state of the checkpoint
+    return key.split("#")[0] in FIXED or "_def#" in key or key.endswith("optimizer#_target_")
+
+
 def find_checkpoint(ckpt_dir: str | os.PathLike, resume: bool | str, record: RunRecord) -> Path | None:
     """Find the checkpoint that a training carries on from.
 
@@ -41,7 +46,7 @@ def find_checkpoint(ckpt_dir: str | os.PathLike, resume: bool | str, record: Run
 
     Raises:
         SettingError: for ``auto``, if the folder holds a training of other settings; for ``True``, if it holds none or
-            one whose data or networks are others; for ``False``, if it holds any.
+            one whose data, networks or optimizers are others; for ``False``, if it holds any.
     """
     resume = {"true": True, "false": False}.get(str(resume).lower(), resume)
     folder = Path(ckpt_dir)
@@ -102,7 +107,7 @@ def _progress(path: Path) -> tuple[int, int]:
 def _compare(there: Mapping[str, str], here: Mapping[str, str], folder: Path, resume: bool | str) -> None:
     differences = find_differences(there, here)
     if resume is True:
-        differences = {key: text for key, text in differences.items() if key.split("#")[0] in FIXED or "_def#" in key}
+        differences = {key: text for key, text in differences.items() if _is_fixed(key)}
     if differences:
         raise SettingError(
             f"resume={resume!r}: {folder} holds a training of other settings: {describe(differences)}. "
