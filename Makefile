@@ -28,7 +28,7 @@ help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 setup: $(VENV)/.base  ## make .venv with the pinned versions
-dev: $(VENV)/.dev
+dev: $(VENV)/.dev  ## add to .venv what tests and tools need
 
 $(VENV)/.base: pyproject.toml $(CONSTRAINTS)
 	@echo "installing the pinned versions into $(VENV)"
