@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import torch
 from measure import Row, alternate, bundle_command, load_config, run_command, time_side_by_side
-from monai.bundle import ConfigParser
 from torch.utils.flop_counter import FlopCounterMode
 
 from scripts.data.latents import EncodedLatents
@@ -52,18 +51,13 @@ def bench_autoencoder(steps: int = 4) -> Iterator[Row]:
     yield Row("autoencoder", "peak memory of a training, batch 8", "GB", memory, most, most=most)
 
 
-def encode_seconds(config: ConfigParser, count: int = 32) -> float:
-    """Time the encoding of a volume by the second stage's config."""
-    volumes, autoencoder = config.get_parsed_content("train#volumes"), config.get_parsed_content("autoencoder")
-    few = [volumes[i] for i in range(count)]
-    return time_side_by_side({"encode": lambda: EncodedLatents(few, autoencoder).latents})["encode"] / count
-
-
 def bench_diffusion(steps: int = 2) -> Iterator[Row]:
     """Compare a training step of the second stage, a volume seen, with the tutorial's."""
     batch = load_config("train_diffusion", initialize=False).get("train_batch_size")
     config = load_config("train_diffusion", train_size=batch * steps, val_size=8, epochs=1, val_interval=1000)
-    encode = encode_seconds(config)
+    volumes, autoencoder = config.get_parsed_content("train#volumes"), config.get_parsed_content("autoencoder")
+    few = [volumes[i] for i in range(32)]
+    encode = time_side_by_side({"encode": lambda: EncodedLatents(few, autoencoder).latents})["encode"] / len(few)
     seconds, reference, _ = alternate(config.get_parsed_content("train#trainer").run, "reference_diffusion.py")
     epochs, size = (load_config("train_diffusion", initialize=False).get(key) for key in ("epochs", "train_size"))
     passes = epochs * size / load_config("train_diffusion").get_parsed_content("encode_size")

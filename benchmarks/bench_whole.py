@@ -9,12 +9,15 @@ import torch
 from measure import Row, bundle_command, load_config, run_command
 
 
-def bench_whole(**settings: int) -> Iterator[Row]:
-    """Run both default trainings one after the other; settings are for both."""
-    folder = tempfile.mkdtemp()
-    first = bundle_command("train_autoencoder", output_dir=folder, **settings)
-    second = bundle_command("train_diffusion", autoencoder_path=f"{folder}/model_autoencoder.pt", **settings)
-    minutes = [run_command(command)[1] / 60 for command in (first, second)]
+def bench_whole() -> Iterator[Row]:
+    """Run both default trainings one after the other."""
+    with tempfile.TemporaryDirectory() as folder:
+        first, weights = f"{folder}/first", f"{folder}/first/model_autoencoder.pt"
+        commands = [
+            bundle_command("train_autoencoder", output_dir=first),
+            bundle_command("train_diffusion", output_dir=f"{folder}/second", autoencoder_path=weights),
+        ]
+        minutes = [run_command(command)[1] / 60 for command in commands]
     note = "autoencoder {:.1f}, diffusion {:.1f}".format(*minutes)
     most = 15 if torch.cuda.is_available() else 60
     yield Row("whole training", "both stages at their defaults, one run", "min", sum(minutes), most=most, note=note)

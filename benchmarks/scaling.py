@@ -24,7 +24,7 @@ KERNELS = 0.014  # s that the kernels of a step of 8 volumes of 64^3 take, as a 
 START = {"volumes": 0.039, "latents": 0.018}  # s of a step as the bundle runs it, until the processor has started them
 # s of a step on two CPU cores, for a volume and for a latent of 32 x 2^3; the autoencoder is that of KERNELS
 CPU_VOLUME, CPU_LATENT = 1.07 / 8, 0.75e-3
-SPHERE = {64: 0.69e-3, 128: 3.99e-3, 256: 3.99e-3 * 2**2.5}  # s of one core for a volume; the last by the exponent
+SPHERE = {64: 0.43e-3, 128: 2.5e-3, 256: 2.5e-3 * 2**2.3}  # s of one core for a volume; the last by the exponent
 
 # Assumed. Bandwidths are those of NVIDIA's data sheets of the DGX H200, of one direction.
 NODE = 8  # GPUs of a machine
