@@ -165,7 +165,7 @@ def test_bf16_gradients(autoencoder):
 
 @pytest.mark.parametrize("grid", [(1, 1, 1), (2, 2, 2), (2, 1, 2), (3, 3, 3)])
 def test_small_convolution(grid):
-    """It is the usual convolution, with its gradients."""
+    """It is the usual convolution, with its gradients; in bf16 too, to three of its roundings."""
     usual = torch.nn.Conv3d(3, 5, kernel_size=3, padding=1)
     small = speed_up(torch.nn.Sequential(copy.deepcopy(usual)))[0]
     assert type(small) is SmallConv3d and set(small.state_dict()) == set(usual.state_dict())
@@ -181,6 +181,12 @@ def test_small_convolution(grid):
             network.weight.mul_(2)  # what was kept of the call before must not be used again
         torch.testing.assert_close(small(x), usual(x))
         torch.testing.assert_close(small(x), usual(x))
+        exact = usual(x)
+    for learns in (True, False):
+        with torch.set_grad_enabled(learns), torch.autocast("cpu", torch.bfloat16):
+            rounded = small(x)
+        assert rounded.dtype == torch.bfloat16
+        torch.testing.assert_close(rounded.float(), exact, rtol=3 * 2**-8, atol=3 * 2**-8)
 
 
 def test_other_convolutions_stay():

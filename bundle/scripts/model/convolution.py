@@ -39,11 +39,11 @@ class SmallConv3d(nn.Conv3d):
         exporting = torch.jit.is_tracing() or torch.compiler.is_compiling()
         if exporting or x.device.type != "cpu" or max(grid) > 2:
             return super().forward(x)
-        y = (x.reshape(len(x), -1) @ self._make_matrix(grid, x.dtype)).view(len(x), self.out_channels, *grid)
-        return y if self.bias is None else y + self.bias.view(-1, 1, 1, 1).to(y.dtype)
+        bias = None if self.bias is None else self.bias.to(x.dtype).repeat_interleave(math.prod(grid))
+        return F.linear(x.flatten(1), self._make_matrix(grid, x.dtype), bias).view(len(x), self.out_channels, *grid)
 
     def _make_matrix(self, grid: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """Spread the kernel over a matrix of (inputs, outputs) on a grid."""
+        """Spread the kernel over a matrix of (outputs, inputs) on a grid."""
         learns = torch.is_grad_enabled()
         # a sampler calls the same weights again and again, and making the matrix takes longer than multiplying with it
         made_of = (grid, dtype, self.weight.data_ptr(), self.weight._version)
@@ -51,11 +51,10 @@ class SmallConv3d(nn.Conv3d):
             return self._kept[1]
         outputs, inputs, count = self.out_channels, self.in_channels, math.prod(grid)
         taps, ones = _find_taps(grid)
-        weight = self.weight.reshape(outputs * inputs, 27)
+        weight = self.weight.reshape(outputs * inputs, 27).to(dtype)  # first: the matrix has more values
         # an index is faster, but its backward is slow
-        picked = weight @ ones if learns else weight[:, taps]
-        matrix = picked.view(outputs, inputs, count, count).permute(1, 3, 0, 2).reshape(inputs * count, outputs * count)
-        matrix = matrix.to(dtype)
+        picked = weight @ ones.to(dtype) if learns else weight[:, taps]
+        matrix = picked.view(outputs, inputs, count, count).transpose(1, 2).reshape(outputs * count, inputs * count)
         self._kept = None if learns else (made_of, matrix)
         return matrix
 

@@ -151,7 +151,7 @@ class VelocityPrepareBatch(VPredictionPrepareBatch):
 
         Condition dropout, as of Ho and Salimans (2022), who drop all or none. Each item has a probability of its own,
         drawn evenly, with which each of its values is hidden. So every number of known values is equally likely, from
-        none, which is the model without conditions, to all.
+        none, as a model without conditions learns, to all.
         """
         size = 1 + values.shape[1]
         if self.fixed:
