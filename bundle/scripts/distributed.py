@@ -92,7 +92,9 @@ def wrap_network(network: nn.Module, device: torch.device) -> nn.Module:
     """
     if idist.get_world_size() == 1:
         return network
-    return nn.parallel.DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+    devices = [device] if device.type == "cuda" else None
+    # gradients lie where they are exchanged: two copies of each less, a part of a step that each process does whole
+    return nn.parallel.DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
 
 
 class ShardedBatchSampler(Sampler[list[int]]):
