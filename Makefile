@@ -131,7 +131,7 @@ screenshots: dev chromium  ## pictures of TensorBoard on the trainings below RUN
 benchmark: dev  ## what is fast and by how much, beside the references of benchmarks/, into bundle/runs/benchmark
 	TQDM_DISABLE=1 $(BIN)/python benchmarks/run.py $(ONLY)
 
-recipes: setup  ## the tutorials' autoencoders in the release's time, two and a half hours, into bundle/runs/recipes
+recipes: setup  ## the tutorials' autoencoders in the release's time, three hours, into bundle/runs/recipes
 	$(BIN)/python benchmarks/recipes.py $(if $(ONLY),--only $(ONLY))
 
 soak: dev  ## kills at random moments, full disks, damaged checkpoints and long runs, into bundle/runs/soak.json

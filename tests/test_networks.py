@@ -182,11 +182,18 @@ def test_small_convolution(grid):
         torch.testing.assert_close(small(x), usual(x))
         torch.testing.assert_close(small(x), usual(x))
         exact = usual(x)
+    close = {"rtol": 3 * 2**-8, "atol": 3 * 2**-8}
     for learns in (True, False):
         with torch.set_grad_enabled(learns), torch.autocast("cpu", torch.bfloat16):
             rounded = small(x)
         assert rounded.dtype == torch.bfloat16
-        torch.testing.assert_close(rounded.float(), exact, rtol=3 * 2**-8, atol=3 * 2**-8)
+        torch.testing.assert_close(rounded.float(), exact, **close)
+        if learns:
+            gradients = [
+                torch.autograd.grad(y.float().mean(), list(layer.parameters()))
+                for layer, y in ((small, rounded), (usual, usual(x)))
+            ]
+            torch.testing.assert_close(*gradients, **close)
 
 
 def test_other_convolutions_stay():

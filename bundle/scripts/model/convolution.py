@@ -51,7 +51,7 @@ class SmallConv3d(nn.Conv3d):
             return self._kept[1]
         outputs, inputs, count = self.out_channels, self.in_channels, math.prod(grid)
         taps, ones = _find_taps(grid)
-        weight = self.weight.reshape(outputs * inputs, 27).to(dtype)  # first: the matrix has more values
+        weight = self.weight.reshape(outputs * inputs, 27).to(dtype)  # before it is spread, for it is smaller
         # an index is faster, but its backward is slow
         picked = weight @ ones.to(dtype) if learns else weight[:, taps]
         matrix = picked.view(outputs, inputs, count, count).transpose(1, 2).reshape(outputs * count, inputs * count)
