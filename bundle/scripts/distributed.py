@@ -92,9 +92,7 @@ def wrap_network(network: nn.Module, device: torch.device) -> nn.Module:
     """
     if idist.get_world_size() == 1:
         return network
-    devices = [device] if device.type == "cuda" else None
-    # gradients stay in the buckets after the exchange: no copy back, and no second buffer of their size
-    return nn.parallel.DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
+    return nn.parallel.DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
 
 
 class ShardedBatchSampler(Sampler[list[int]]):
