@@ -64,11 +64,10 @@ def explain(error: BaseException) -> str | None:
     for cause in causes:
         if is_full(cause):  # of a file that grows, such as TensorBoard's
             return explain_full(getattr(cause, "filename", None) or "a file of this run", cause)
-        # torch's words, with what to make of them
-        if isinstance(cause, RuntimeError) and str(cause).startswith("DataLoader worker"):
+        if (lost := _explain_lost_worker(cause)) is not None:
             return (
-                f"{str(cause).splitlines()[0].strip(' .')}. Often the system ended it for lack of memory: a smaller "
-                "num_workers or batch helps. Then run the same command again."
+                f"{lost}. Often the system ended it for lack of memory: a smaller num_workers or batch helps. Then run "
+                "the same command again."
             )
     frames = [frame for cause in causes for frame in _frames(cause)]
     starting = any(
@@ -91,6 +90,16 @@ def explain(error: BaseException) -> str | None:
     # MONAI's own words, for ids and files
     if isinstance(error, (ValueError, KeyError, FileNotFoundError)) and _raised_by(error, "monai.bundle"):
         return str(error.args[0] if error.args else error)
+    return None
+
+
+def _explain_lost_worker(error: BaseException) -> str | None:
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):  # torch's words
+        return str(error).splitlines()[0].strip(" .")
+    # The socket that a worker's tensors come by can close before torch sees that the worker is gone.
+    taking = any(frame.f_code.co_name == "_try_get_data" for frame in _frames(error))
+    if taking and isinstance(error, (ConnectionError, EOFError)):
+        return f"DataLoader worker is gone: {str(error) or type(error).__name__}"
     return None
 
 
