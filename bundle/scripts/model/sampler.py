@@ -11,7 +11,7 @@ from ..checks import SettingError, is_number
 
 
 class AdamsBashforthScheduler(RFlowScheduler):
-    """MONAI's ``RFlowScheduler`` with the two-step Adams-Bashforth rule in place of Euler's.
+    """MONAI's ``RFlowScheduler`` with the two-step Adams-Bashforth rule in place of Euler's, corrected once.
 
     Euler's rule follows the velocity v at the start of a step. This one remembers the velocity v' of the step before as
     well, and follows the line through both: with h' the length of that step and h of this one,
@@ -19,8 +19,10 @@ class AdamsBashforthScheduler(RFlowScheduler):
         x <- x + h ((1 + w) v - w v'),  w = h / (2 h')
 
     (Hairer, Norsett and Wanner 1993, "Solving Ordinary Differential Equations I", III.1 and III.5, for steps of any
-    length). Its error falls with the square of the step, at the same one network call. A trajectory's first step is
-    Euler's.
+    length). The velocity at the end of a step is the next one's v. So that step first goes back to where this one began
+    and goes it again by the trapezoidal rule, with the mean of both velocities: Moulton's corrector (III.1), which
+    Zhao et al. (2023), "UniPC", section 3.1, found to cost a diffusion model no further network call. The error falls
+    with the square of the step, at one call a step. A trajectory's first step is Euler's, the last is not corrected.
 
     Args:
         shift: how dense the steps are at the noisy end: even times t of [0, 1] become s t / (1 + (s - 1) t), as in
@@ -38,7 +40,8 @@ class AdamsBashforthScheduler(RFlowScheduler):
             raise SettingError(f"sampler#shift={shift!r}: must be a number above 0.")
         self.shift = shift
         self._start = float(self.num_train_timesteps)
-        self._last: tuple[torch.Tensor, float] | None = None  # velocity and length of the step before
+        # of the step before: where it began, the velocity there, and its length
+        self._last: tuple[torch.Tensor, torch.Tensor, float] | None = None
 
     def set_timesteps(
         self,
@@ -84,9 +87,10 @@ class AdamsBashforthScheduler(RFlowScheduler):
         length = (time - following) / self.num_train_timesteps
         velocity = model_output
         if self._last is not None and time != self._start:
-            earlier, earlier_length = self._last
+            begin, earlier, earlier_length = self._last
+            sample = begin + earlier_length / 2 * (earlier + model_output)
             weight = length / (2 * earlier_length)
             velocity = (1 + weight) * model_output - weight * earlier
         # nothing is kept of a trajectory that has come to its end
-        self._last = (model_output, length) if following > 0 else None
+        self._last = (sample, model_output, length) if following > 0 else None
         return sample + length * velocity, sample + model_output * (time / self.num_train_timesteps)
