@@ -135,7 +135,7 @@ def test_data_preview_and_benchmark(tmp_path):
 
 @pytest.mark.parametrize(
     ("seed", "beyond"),
-    [(101, {"rank_correlation": 0.036}), (102, {"ks_a": 0.0195}), (103, {"ks_r": 0.0227})],
+    [(101, {"rank_correlation": 0.0373}), (102, {}), (103, {"ks_r": 0.0203})],
 )
 def test_released_seeds(seed, beyond):
     """On the seeds fixed before, 10,000 volumes in 10 calls hold every limit but those that the documents name."""

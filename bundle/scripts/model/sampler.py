@@ -20,9 +20,9 @@ class AdamsBashforthScheduler(RFlowScheduler):
 
     (Hairer, Norsett and Wanner 1993, "Solving Ordinary Differential Equations I", III.1 and III.5, for steps of any
     length). The velocity at the end of a step is the next one's v. So that step first goes back to where this one began
-    and goes it again by the trapezoidal rule, with the mean of both velocities: Moulton's corrector (III.1), which
-    Zhao et al. (2023), "UniPC", section 3.1, found to cost a diffusion model no further network call. The error falls
-    with the square of the step, at one call a step. A trajectory's first step is Euler's, the last is not corrected.
+    and goes it again by the trapezoidal rule, with the mean of both velocities: a corrector that costs no call, as in
+    Zhao et al. (2023), "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models". The error
+    falls with the square of the step, at one call a step. A trajectory's first step is Euler's, the last is not corrected.
 
     Args:
         shift: how dense the steps are at the noisy end: even times t of [0, 1] become s t / (1 + (s - 1) t), as in
