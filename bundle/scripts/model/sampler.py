@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from ..checks import SettingError, is_number
 
 
 class AdamsBashforthScheduler(RFlowScheduler):
-    """MONAI's ``RFlowScheduler`` with the two-step Adams-Bashforth rule in place of Euler's, corrected once.
+    """MONAI's ``RFlowScheduler`` with the two-step Adams-Bashforth rule in place of Euler's, and a corrector.
 
     Euler's rule follows the velocity v at the start of a step. This one remembers the velocity v' of the step before as
     well, and follows the line through both: with h' the length of that step and h of this one,
@@ -19,10 +20,15 @@ class AdamsBashforthScheduler(RFlowScheduler):
         x <- x + h ((1 + w) v - w v'),  w = h / (2 h')
 
     (Hairer, Norsett and Wanner 1993, "Solving Ordinary Differential Equations I", III.1 and III.5, for steps of any
-    length). The velocity at the end of a step is the next one's v. So that step first goes back to where this one began
-    and goes it again by the trapezoidal rule, with the mean of both velocities: a corrector that costs no call, as in
-    Zhao et al. (2023), "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models". The error
-    falls with the square of the step, at one call a step. A trajectory's first step is Euler's, the last is not corrected.
+    length). v is also the velocity at the end of the step before. So each step first corrects that one by the
+    trapezoidal rule,
+
+        x <- x' + h' (v' + v) / 2
+
+    where x' is the start of that step. v is not computed again, so the correction costs no call of the network, as in
+    Zhao et al. (2023), "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models". The
+    error falls with the square of the step. A trajectory's first step is Euler's until it is corrected; the last one
+    is not corrected.
 
     Args:
         shift: how dense the steps are at the noisy end: even times t of [0, 1] become s t / (1 + (s - 1) t), as in
@@ -39,9 +45,8 @@ class AdamsBashforthScheduler(RFlowScheduler):
         if not is_number(shift) or shift <= 0:
             raise SettingError(f"sampler#shift={shift!r}: must be a number above 0.")
         self.shift = shift
-        self._start = float(self.num_train_timesteps)
-        # of the step before: where it began, the velocity there, and its length
-        self._last: tuple[torch.Tensor, torch.Tensor, float] | None = None
+        # of the step before: the latents and the velocity at its start, its length, the timestep that it ended at
+        self._last: tuple[torch.Tensor, torch.Tensor, float, float] | None = None
 
     def set_timesteps(
         self,
@@ -61,7 +66,7 @@ class AdamsBashforthScheduler(RFlowScheduler):
                 "timestep; must be nearer to 1, or sampler#use_discrete_timesteps false."
             )
         self.timesteps = times.to(device)
-        self._start, self._last = float(times[0]), None
+        self._last = None
 
     def step(
         self,
@@ -74,23 +79,24 @@ class AdamsBashforthScheduler(RFlowScheduler):
 
         Args:
             model_output: the velocity at ``sample``, shape (B, C, d, h, w).
-            timestep: time of ``sample``; the first of ``timesteps`` starts a trajectory.
-            sample: the noisy latents, of the velocity's shape.
+            timestep: time of ``sample``. One that is not the end of the step before starts a trajectory.
+            sample: the noisy latents that the step before returned, of the velocity's shape. They are read where a
+                trajectory starts; each later step goes on from the corrected ones.
             next_timestep: time to go to; ``None`` goes on by an even step.
 
         Returns:
-            The latents at ``next_timestep``, and what the velocity alone says of the clean ones.
+            The latents at ``next_timestep``, and what velocity and corrected latents say of the clean ones.
         """
         time = float(timestep)
         even = self.num_train_timesteps / len(self.timesteps)
         following = time - even if next_timestep is None else float(next_timestep)
         length = (time - following) / self.num_train_timesteps
         velocity = model_output
-        if self._last is not None and time != self._start:
-            begin, earlier, earlier_length = self._last
+        if self._last is not None and math.isclose(time, self._last[-1], rel_tol=1e-5):
+            begin, earlier, earlier_length, _ = self._last
             sample = begin + earlier_length / 2 * (earlier + model_output)
             weight = length / (2 * earlier_length)
             velocity = (1 + weight) * model_output - weight * earlier
         # nothing is kept of a trajectory that has come to its end
-        self._last = (sample, model_output, length) if following > 0 else None
+        self._last = (sample, model_output, length, following) if following > 0 else None
         return sample + length * velocity, sample + model_output * (time / self.num_train_timesteps)
