@@ -365,6 +365,8 @@ def test_wrong_shift():
     for shift in (0, -1.0, "2", None, math.nan):
         with pytest.raises(SettingError, match="sampler#shift="):
             AdamsBashforthScheduler(shift=shift)
+    with pytest.raises(SettingError, match="sampler#corrector='no': must be true or false"):
+        AdamsBashforthScheduler(corrector="no")
     scheduler = AdamsBashforthScheduler(num_train_timesteps=1000, shift=2.0)  # whole timesteps
     scheduler.set_timesteps(100)
     with pytest.raises(SettingError, match="fall on one whole timestep"):
@@ -385,10 +387,13 @@ def sample_gaussian(scheduler, steps) -> float:
     return float((end - 0.2 * start).abs().max())
 
 
-@pytest.mark.parametrize(("shift", "share"), [(1.0, 0.02), (2.0, 0.05)])
-def test_sampler_of_second_order(shift, share):
+@pytest.mark.parametrize(
+    ("shift", "share", "corrector"), [(1.0, 0.02, True), (2.0, 0.05, True), (1.0, 0.2, False), (2.0, 0.2, False)]
+)
+def test_sampler_of_second_order(shift, share, corrector):
     """Half the step, a quarter of the error, where Euler's rule has half; and less error at equal calls."""
-    scheduler = AdamsBashforthScheduler(num_train_timesteps=1000, use_discrete_timesteps=False, shift=shift)
+    kind = {"use_discrete_timesteps": False, "shift": shift, "corrector": corrector}
+    scheduler = AdamsBashforthScheduler(num_train_timesteps=1000, **kind)
     errors = {steps: sample_gaussian(scheduler, steps) for steps in (100, 200)}
     assert 3.3 < errors[100] / errors[200] < 4.7
     euler = RFlowScheduler(num_train_timesteps=1000)
@@ -411,6 +416,13 @@ def test_sampler_corrects_steps(steps):
     end = DiffusionInferer(scheduler).sample(start, velocity, verbose=False)
     assert torch.allclose(end, start + 3, atol=1e-5)  # the mean of the velocity is its value at half the time
     assert len(calls) == steps
+
+
+@pytest.mark.parametrize("name", ["train_diffusion", "inference", "evaluate"])
+def test_corrector_without_conditions(name):
+    """A model that knows conditions, and may be guided, is sampled without the corrector; so it was scored."""
+    assert parse_config(name).get_parsed_content("sampler").corrector is True
+    assert parse_config(name, "conditional").get_parsed_content("sampler").corrector is False
 
 
 def test_sampler_forgets_trajectory():

@@ -33,18 +33,24 @@ class AdamsBashforthScheduler(RFlowScheduler):
     Args:
         shift: how dense the steps are at the noisy end: even times t of [0, 1] become s t / (1 + (s - 1) t), as in
             Esser et al. (2024), "Scaling Rectified Flow Transformers", equation 23; 1 leaves them even.
+        corrector: whether steps are corrected. Strong guidance makes the velocity change fast, and corrected steps
+            become unstable before plain ones do.
         args: as ``RFlowScheduler``'s.
         kwargs: as ``RFlowScheduler``'s; ``shift`` takes the place of its transform of the timesteps.
 
     Raises:
-        SettingError: when ``shift`` is no number above 0; by ``set_timesteps``, when two steps fall on one timestep.
+        SettingError: when ``shift`` is no number above 0, or ``corrector`` neither true nor false; by
+            ``set_timesteps``, when two steps fall on one timestep.
     """
 
-    def __init__(self, *args: Any, shift: float = 1.0, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, shift: float = 1.0, corrector: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not is_number(shift) or shift <= 0:
             raise SettingError(f"sampler#shift={shift!r}: must be a number above 0.")
+        if not isinstance(corrector, bool):
+            raise SettingError(f"sampler#corrector={corrector!r}: must be true or false.")
         self.shift = shift
+        self.corrector = corrector
         # of the step before: the latents and the velocity at its start, its length, the timestep that it ended at
         self._last: tuple[torch.Tensor, torch.Tensor, float, float] | None = None
 
@@ -80,8 +86,8 @@ class AdamsBashforthScheduler(RFlowScheduler):
         Args:
             model_output: the velocity at ``sample``, shape (B, C, d, h, w).
             timestep: time of ``sample``. One that is not the end of the step before starts a trajectory.
-            sample: the noisy latents that the step before returned, of the velocity's shape. They are read where a
-                trajectory starts; each later step goes on from the corrected ones.
+            sample: the noisy latents that the step before returned, of the velocity's shape. With the corrector
+                they are read where a trajectory starts; each later step goes on from the corrected ones.
             next_timestep: time to go to; ``None`` goes on by an even step.
 
         Returns:
@@ -94,7 +100,8 @@ class AdamsBashforthScheduler(RFlowScheduler):
         velocity = model_output
         if self._last is not None and math.isclose(time, self._last[-1], rel_tol=1e-5):
             begin, earlier, earlier_length, _ = self._last
-            sample = begin + earlier_length / 2 * (earlier + model_output)
+            if self.corrector:
+                sample = begin + earlier_length / 2 * (earlier + model_output)
             weight = length / (2 * earlier_length)
             velocity = (1 + weight) * model_output - weight * earlier
         # nothing is kept of a trajectory that has come to its end
