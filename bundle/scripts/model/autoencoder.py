@@ -89,9 +89,9 @@ class VolumeAutoencoder(nn.Module):
             nn.init.constant_(self.network.quant_conv_log_sigma.conv.bias, log_variance)
 
     def _show(self, x: torch.Tensor) -> torch.Tensor:
-        """Make the channels that the encoder sees."""
-        support = (x != 0).to(x.dtype)
-        return torch.cat([x, (x.abs() - MEAN_ABSOLUTE_NORMAL) * support, support], dim=1)
+        """Make the channels that the encoder sees, averaged over blocks."""
+        mean, magnitude, support = (F.avg_pool3d(c, self.block_size) for c in (x, x.abs(), (x != 0).to(x.dtype)))
+        return torch.cat([mean, magnitude - MEAN_ABSOLUTE_NORMAL * support, support], dim=1)
 
     def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode volumes.
@@ -102,9 +102,9 @@ class VolumeAutoencoder(nn.Module):
         Returns:
             Mean and standard deviation of the latents, each of shape (B, latent channels, d, h, w), float32.
         """
-        shown = F.avg_pool3d(self._show(x), self.block_size)
+        shown = self._show(x).contiguous(memory_format=torch.channels_last_3d)
         with autocast(x, self.dtype):
-            encoded = self.network.encode(shown.contiguous(memory_format=torch.channels_last_3d))
+            encoded = self.network.encode(shown)
         mean, deviation = (pixelunshuffle(latents.float(), 3, self.latent_block_size) for latents in encoded)
         return mean, deviation
 
@@ -122,9 +122,7 @@ class VolumeAutoencoder(nn.Module):
     def _decode(self, z: torch.Tensor) -> torch.Tensor:
         with autocast(z, self.dtype):
             blocks = self.network.decode(pixelshuffle(z, 3, self.latent_block_size))
-        # Whoever reads one channel then reads consecutive voxels.
-        blocks = blocks.to(torch.float32, memory_format=torch.contiguous_format)
-        return pixelshuffle(blocks, 3, self.block_size)
+        return pixelshuffle(blocks, 3, self.block_size).float()  # in this order each copy is the smaller
 
     def reconstruct(self, x: torch.Tensor) -> torch.Tensor:
         """Decode the mean of the latents of volumes (B, 1, D, H, W): shape (B, 3, D, H, W)."""
@@ -167,7 +165,7 @@ class DeterministicAutoencoder(VolumeAutoencoder):
     kl: torch.Tensor
 
     def _show(self, x: torch.Tensor) -> torch.Tensor:
-        return x
+        return F.avg_pool3d(x, self.block_size)
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """Decode latents as ``VolumeAutoencoder.decode``: (certainly foreground, value, least deviation)."""

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+SAME_SIZE = (((1, 1, 1), (0, 0, 0)), ((3, 3, 3), (1, 1, 1)))  # kernels, and the padding that keeps a grid's size
+
 
 @lru_cache
 def _find_taps(grid: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -24,11 +26,12 @@ def _find_taps(grid: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class SmallConv3d(nn.Conv3d):
-    """A convolution with a kernel of 3^3 that works on grids of at most 2^3 as one product of matrices.
+    """A convolution with a kernel of 1 or 3^3 that works on grids of at most 2^3 as one product of matrices.
 
     On such a grid each output sees each input, through 8 of the kernel's 27 taps; the usual way computes with all 27.
     On a CPU this takes a third of the time, and it avoids a fault: PyTorch 2.13's bf16 backward of ``Conv3d`` on 2^3
-    now and then returns gradients that are not finite. Larger grids, other devices and exporters take the usual way.
+    now and then returns gradients that are not finite. A kernel of 1 is a linear layer on each voxel, and takes less
+    than half the time as one. Larger grids, other devices and exporters take the usual way.
     """
 
     _kept: tuple[object, torch.Tensor] | None = None  # the matrix of the last call without gradients, and of what it is
@@ -39,6 +42,8 @@ class SmallConv3d(nn.Conv3d):
         exporting = torch.jit.is_tracing() or torch.compiler.is_compiling()
         if exporting or x.device.type != "cpu" or max(grid) > 2:
             return super().forward(x)
+        if self.kernel_size == (1, 1, 1):
+            return F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1).contiguous()
         bias = None if self.bias is None else self.bias.to(x.dtype).repeat_interleave(math.prod(grid))
         return F.linear(x.flatten(1), self._make_matrix(grid, x.dtype), bias).view(len(x), self.out_channels, *grid)
 
@@ -69,9 +74,9 @@ def speed_up(network: nn.Module) -> nn.Module:
         The network.
     """
     for module in network.modules():
-        # the convolutions of MONAI's residual blocks
-        if type(module) is nn.Conv3d and module.kernel_size == (3, 3, 3):
-            same_size = module.stride == module.padding == module.dilation == (1, 1, 1)
-            if same_size and module.groups == 1 and module.padding_mode == "zeros":
+        # the convolutions of MONAI's residual blocks, and of their shortcuts
+        if type(module) is nn.Conv3d and (module.kernel_size, module.padding) in SAME_SIZE:
+            plain = module.stride == module.dilation == (1, 1, 1) and module.padding_mode == "zeros"
+            if plain and module.groups == 1:
                 module.__class__ = SmallConv3d  # the same parameters, another forward
     return network

@@ -10,6 +10,14 @@ from torch.distributions import Distribution, Normal, constraints
 LOG_SCALE_BOUNDS = (-7.0, 7.0)
 
 
+def split_channels(channels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Split a decoder's output (B, 3, ...) as ``ZeroInflatedNormal.from_channels``: logits, loc, log(scale)."""
+    if channels.shape[1] != 3:
+        raise ValueError(f"a decoder returns 3 channels (logit, mean, log deviation), got {channels.shape[1]}.")
+    logits, loc, log_scale = channels.float().chunk(3, dim=1)
+    return logits, loc, F.hardtanh(log_scale, *LOG_SCALE_BOUNDS)  # a clamp, whose backward is one pass
+
+
 class ZeroInflatedNormal(Distribution):
     """A voxel that is exactly 0 with probability 1 - p, and else a draw from a normal distribution.
 
@@ -55,10 +63,8 @@ class ZeroInflatedNormal(Distribution):
         Raises:
             ValueError: when there are not three channels.
         """
-        if channels.shape[1] != 3:
-            raise ValueError(f"a decoder returns 3 channels (logit, mean, log deviation), got {channels.shape[1]}.")
-        logits, loc, log_scale = channels.float().chunk(3, dim=1)
-        return cls(logits, loc, log_scale.clamp(*LOG_SCALE_BOUNDS).exp())
+        logits, loc, log_scale = split_channels(channels)
+        return cls(logits, loc, log_scale.exp())
 
     @property
     def probs(self) -> torch.Tensor:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.distributions import Normal
 
 from ..checks import SettingError, is_integer, is_number
-from .distributions import ZeroInflatedNormal
+from .distributions import split_channels
 
 
 class EvidenceLowerBoundLoss(nn.Module):
@@ -83,17 +83,26 @@ class EvidenceLowerBoundLoss(nn.Module):
             The weighted sum of the terms, a scalar in nats a voxel.
         """
         channels, mean, deviation = prediction
-        voxels = ZeroInflatedNormal.from_channels(channels)
+        logits, loc, log_scale = split_channels(channels)
         inside = (target != 0).float()
-        normal = -Normal(voxels.loc, voxels.scale, validate_args=False).log_prob(target)
+        share = F.avg_pool3d(inside, self.block_size)
+        # a pass over voxels costs as much as a layer: with both masked here, what follows needs no mask
+        log_variance = inside * 2 * log_scale
+        error = inside * (loc - target)
+        # the negative logarithm of the normal density, summed, less its constant
+        normal = 0.5 * ((error.square() * (-log_variance).exp()).sum() + log_variance.sum())
+        # loc^2 + scale^2 - target^2 inside, and 1 outside
+        second_moment_error = torch.addcmul(log_variance.exp(), error, loc + target)
         mean_error, second_moment_error = self._square_averages(
-            inside, voxels.loc - target, voxels.loc**2 + voxels.scale**2 - target**2
+            share,
+            F.avg_pool3d(error, self.block_size),
+            F.avg_pool3d(second_moment_error, self.block_size) - (1 - share),
         )
         # KL(N(m, s^2) || N(0, 1)), Kingma & Welling (2014), appendix B
         kl = 0.5 * (mean**2 + deviation**2 - 2 * deviation.clamp_min(1e-12).log() - 1)
         terms = {
-            "support": F.binary_cross_entropy_with_logits(voxels.logits, inside),
-            "normal": (inside * normal).mean(),
+            "support": F.binary_cross_entropy_with_logits(logits, inside),
+            "normal": normal / target.numel() + 0.5 * math.log(2 * math.pi) * inside.mean(),
             "kl": kl.sum() / target.numel(),
             "mean": mean_error,
             "second_moment": second_moment_error,
@@ -101,16 +110,19 @@ class EvidenceLowerBoundLoss(nn.Module):
         self.parts = {name: term.detach() for name, term in terms.items()}
         return torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
 
-    def _square_averages(self, inside: torch.Tensor, *errors: torch.Tensor) -> list[torch.Tensor]:
-        """Average each of ``errors`` (B, 1, D, H, W) over each part of the support, square, and average over voxels."""
-        share = F.avg_pool3d(inside, self.block_size)
+    def _square_averages(self, share: torch.Tensor, *errors: torch.Tensor) -> list[torch.Tensor]:
+        """Average ``errors`` over each part of the support, square, and average over voxels.
+
+        Args:
+            share: share of each block that is support, shape (B, 1, D, H, W) in blocks.
+            errors: their sums over the support of a block, per voxel of the block, each of the shape of ``share``.
+        """
         full = (share == 1).float()
         core = -F.max_pool3d(-full, kernel_size=3, stride=1, padding=1)
         parts = torch.cat([1 - full, full - core, core], dim=1)
         blocks = [min(self.window_size // self.block_size, length) for length in share.shape[2:]]
         add_up = partial(F.avg_pool3d, kernel_size=blocks, ceil_mode=True, divisor_override=1)
         size = add_up(parts * share)  # of each part in each window, in blocks
-        averages = [
-            add_up(parts * F.avg_pool3d(inside * error, self.block_size)) / size.clamp_min(1.0) for error in errors
-        ]  # a part with less than a block of voxels has little to say
+        # a part with less than a block of voxels has little to say
+        averages = [add_up(parts * error) / size.clamp_min(1.0) for error in errors]
         return [(size * average.square()).sum() / share.numel() for average in averages]

@@ -23,12 +23,12 @@ class AdamsBashforthScheduler(RFlowScheduler):
     length). v is also the velocity at the end of the step before. So each step first corrects that one by the
     trapezoidal rule,
 
-        x <- x' + h' (v' + v) / 2
+        x <- x + h' ((v' + v) / 2 - u)
 
-    where x' is the start of that step. v is not computed again, so the correction costs no call of the network, as in
-    Zhao et al. (2023), "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models". The
-    error falls with the square of the step. A trajectory's first step is Euler's until it is corrected; the last one
-    is not corrected.
+    where u is the velocity that it followed. v is not computed again, so the correction costs no call of the network,
+    as in Zhao et al. (2023), "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models".
+    The error falls with the square of the step. A trajectory's first step is Euler's until it is corrected; the last
+    one is not corrected.
 
     Args:
         shift: how dense the steps are at the noisy end: even times t of [0, 1] become s t / (1 + (s - 1) t), as in
@@ -51,7 +51,7 @@ class AdamsBashforthScheduler(RFlowScheduler):
             raise SettingError(f"sampler#corrector={corrector!r}: must be true or false.")
         self.shift = shift
         self.corrector = corrector
-        # of the step before: the latents and the velocity at its start, its length, the timestep that it ended at
+        # of the step before: the velocity at its start, the one it followed, its length, the timestep that it ended at
         self._last: tuple[torch.Tensor, torch.Tensor, float, float] | None = None
 
     def set_timesteps(
@@ -86,8 +86,7 @@ class AdamsBashforthScheduler(RFlowScheduler):
         Args:
             model_output: the velocity at ``sample``, shape (B, C, d, h, w).
             timestep: time of ``sample``. One that is not the end of the step before starts a trajectory.
-            sample: the noisy latents that the step before returned, of the velocity's shape. With the corrector
-                they are read where a trajectory starts; each later step goes on from the corrected ones.
+            sample: the noisy latents, of the velocity's shape.
             next_timestep: time to go to; ``None`` goes on by an even step.
 
         Returns:
@@ -97,13 +96,14 @@ class AdamsBashforthScheduler(RFlowScheduler):
         even = self.num_train_timesteps / len(self.timesteps)
         following = time - even if next_timestep is None else float(next_timestep)
         length = (time - following) / self.num_train_timesteps
+        model_output = model_output.to(sample.dtype)  # a network's shorter type has too few digits for sums
         velocity = model_output
         if self._last is not None and math.isclose(time, self._last[-1], rel_tol=1e-5):
-            begin, earlier, earlier_length, _ = self._last
+            earlier, followed, earlier_length, _ = self._last
             if self.corrector:
-                sample = begin + earlier_length / 2 * (earlier + model_output)
+                sample = sample + earlier_length * ((earlier + model_output) / 2 - followed)
             weight = length / (2 * earlier_length)
             velocity = (1 + weight) * model_output - weight * earlier
         # nothing is kept of a trajectory that has come to its end
-        self._last = (sample, model_output, length, following) if following > 0 else None
+        self._last = (model_output, velocity, length, following) if following > 0 else None
         return sample + length * velocity, sample + model_output * (time / self.num_train_timesteps)
