@@ -164,9 +164,10 @@ def test_bf16_gradients(autoencoder):
 
 
 @pytest.mark.parametrize("grid", [(1, 1, 1), (2, 2, 2), (2, 1, 2), (3, 3, 3)])
-def test_small_convolution(grid):
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_small_convolution(kernel_size, grid):
     """It is the usual convolution, with its gradients; in bf16 too, to three of its roundings."""
-    usual = torch.nn.Conv3d(3, 5, kernel_size=3, padding=1)
+    usual = torch.nn.Conv3d(3, 5, kernel_size=kernel_size, padding=kernel_size // 2)
     small = speed_up(torch.nn.Sequential(copy.deepcopy(usual)))[0]
     assert type(small) is SmallConv3d and set(small.state_dict()) == set(usual.state_dict())
     x = torch.randn(4, 3, *grid)
@@ -423,6 +424,21 @@ def test_corrector_without_conditions(name):
     """A model that knows conditions, and may be guided, is sampled without the corrector; so it was scored."""
     assert parse_config(name).get_parsed_content("sampler").corrector is True
     assert parse_config(name, "conditional").get_parsed_content("sampler").corrector is False
+
+
+def test_sampler_goes_on_from_sample():
+    """Latents that a caller changes between two steps stay changed; a velocity of a shorter type leaves their type."""
+    scheduler = AdamsBashforthScheduler(num_train_timesteps=1000, use_discrete_timesteps=False)
+    ends = []
+    for shift in (0.0, 7.0):
+        scheduler.set_timesteps(2)
+        x = torch.ones(1, 1, 2, 2, 2)
+        for scale, (begin, end) in zip((3, 5), ((1000.0, 500.0), (500.0, 0.0)), strict=True):
+            x, _ = scheduler.step((scale * torch.ones_like(x)).bfloat16(), begin, x, end)
+            x = x + shift
+        ends.append(x)
+    assert ends[0].dtype == torch.float32
+    assert torch.allclose(ends[1], ends[0] + 14)
 
 
 def test_sampler_forgets_trajectory():
