@@ -23,7 +23,7 @@ def make_autoencoder() -> AutoencoderKL:
 
 
 def show(images: torch.Tensor) -> torch.Tensor:
-    """Make the three channels that this bundle's encoder sees of volumes (B, 1, D, H, W)."""
+    """Make of volumes (B, 1, D, H, W) the three channels whose means over blocks this bundle's encoder sees."""
     support = (images != 0).float()
     return torch.cat([images, (images.abs() - (2 / torch.pi) ** 0.5) * support, support], dim=1)
 

@@ -40,6 +40,25 @@ def test_loss_is_elbo(batch):
     assert loss.item() == pytest.approx((divergence - likelihood.mean()).item(), rel=1e-5)
 
 
+def test_moments_and_gradients_by_plain_formula(batch):
+    """The moments, and every gradient, are those of the formula with the mask around each term."""
+    channels = torch.randn(4, 3, 32, 32, 32, requires_grad=True)
+    latents = torch.zeros(4, 1, 1, 1, 1), torch.ones(4, 1, 1, 1, 1)
+    target, inside = batch["image"], (batch["image"] != 0).float()
+    loss = EvidenceLowerBoundLoss(normal_weight=3.0, mean_weight=32.0, second_moment_weight=12.0)
+    (gradient,) = torch.autograd.grad(loss((channels, *latents), target), channels)
+    voxels = ZeroInflatedNormal.from_channels(channels)
+    average = torch.nn.AvgPool3d(loss.block_size)
+    errors = voxels.loc - target, voxels.loc**2 + voxels.scale**2 - target**2
+    moments = loss._square_averages(average(inside), *(average(inside * error) for error in errors))
+    for name, expected in zip(("mean", "second_moment"), moments, strict=True):
+        assert loss.parts[name].item() == pytest.approx(expected.item(), rel=1e-5)
+    normal = -(inside * Normal(voxels.loc, voxels.scale).log_prob(target)).mean()
+    support = torch.nn.functional.binary_cross_entropy_with_logits(voxels.logits, inside)
+    (plain,) = torch.autograd.grad(support + 3 * normal + 32 * moments[0] + 12 * moments[1], channels)
+    torch.testing.assert_close(gradient, plain, rtol=1e-4, atol=1e-4 * plain.abs().max().item())
+
+
 def test_moments_vanish_at_truth(batch):
     loss = EvidenceLowerBoundLoss(mean_weight=1.0, second_moment_weight=1.0)
     latents = torch.zeros(4, 1, 1, 1, 1), torch.ones(4, 1, 1, 1, 1)

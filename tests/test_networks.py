@@ -198,10 +198,24 @@ def test_small_convolution(kernel_size, grid):
 
 
 def test_other_convolutions_stay():
-    """Those that halve a grid, or have another kernel, are left as they are."""
-    others = [{"kernel_size": 3, "stride": 2}, {"kernel_size": 1}, {"kernel_size": 5}, {"kernel_size": 3, "groups": 2}]
-    network = speed_up(torch.nn.Sequential(*(torch.nn.Conv3d(2, 2, padding=1, **settings) for settings in others)))
+    """Those that change a grid's size, or have another kernel or groups, are left as they are."""
+    others = [
+        {"kernel_size": 3, "padding": 1, "stride": 2},
+        {"kernel_size": 3},
+        {"kernel_size": 1, "padding": 1},
+        {"kernel_size": 1, "stride": 2},
+        {"kernel_size": 5, "padding": 1},
+        {"kernel_size": 3, "padding": 1, "groups": 2},
+    ]
+    network = speed_up(torch.nn.Sequential(*(torch.nn.Conv3d(2, 2, **settings) for settings in others)))
     assert {type(layer) for layer in network} == {torch.nn.Conv3d}
+
+
+def test_shortcuts_are_small_convolutions(unet):
+    """Those of the residual blocks that join two inputs have a kernel of 1."""
+    speed_up(unet)
+    shortcuts = [module for name, module in unet.named_modules() if name.endswith("skip_connection.conv")]
+    assert shortcuts and {type(module) for module in shortcuts} == {SmallConv3d}
 
 
 def test_unet_shape_and_gradients(unet):
@@ -427,18 +441,32 @@ def test_corrector_without_conditions(name):
 
 
 def test_sampler_goes_on_from_sample():
-    """Latents that a caller changes between two steps stay changed; a velocity of a shorter type leaves their type."""
+    """Latents that a caller changes between two steps stay changed."""
     scheduler = AdamsBashforthScheduler(num_train_timesteps=1000, use_discrete_timesteps=False)
     ends = []
     for shift in (0.0, 7.0):
         scheduler.set_timesteps(2)
         x = torch.ones(1, 1, 2, 2, 2)
         for scale, (begin, end) in zip((3, 5), ((1000.0, 500.0), (500.0, 0.0)), strict=True):
-            x, _ = scheduler.step((scale * torch.ones_like(x)).bfloat16(), begin, x, end)
+            x, _ = scheduler.step(scale * torch.ones_like(x), begin, x, end)
             x = x + shift
         ends.append(x)
-    assert ends[0].dtype == torch.float32
     assert torch.allclose(ends[1], ends[0] + 14)
+
+
+@pytest.mark.parametrize("kinds", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
+def test_sampler_adds_in_longer_type(kinds):
+    """Velocities of a shorter type than the latents, or of a longer one, are added without its rounding."""
+    ends = []
+    for velocity, latents in (kinds, (torch.float64, torch.float64)):
+        scheduler = AdamsBashforthScheduler(num_train_timesteps=1000, use_discrete_timesteps=False)
+        scheduler.set_timesteps(2)
+        x = torch.ones(1, 1, 2, 2, 2, dtype=latents)
+        for value, (begin, end) in zip((1, 1 + 2**-7), ((1000.0, 500.0), (500.0, 0.0)), strict=True):
+            x, _ = scheduler.step(torch.full(x.shape, value, dtype=velocity), begin, x, end)
+        ends.append(x)
+    assert ends[0].dtype == torch.float32
+    assert torch.allclose(ends[0].double(), ends[1], atol=1e-6, rtol=0)
 
 
 def test_sampler_forgets_trajectory():

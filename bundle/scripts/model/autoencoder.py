@@ -90,7 +90,8 @@ class VolumeAutoencoder(nn.Module):
 
     def _show(self, x: torch.Tensor) -> torch.Tensor:
         """Make the channels that the encoder sees, averaged over blocks."""
-        mean, magnitude, support = (F.avg_pool3d(c, self.block_size) for c in (x, x.abs(), (x != 0).to(x.dtype)))
+        channels = x, x.abs(), (x != 0).to(x.dtype)
+        mean, magnitude, support = (F.avg_pool3d(channel, self.block_size) for channel in channels)
         return torch.cat([mean, magnitude - MEAN_ABSOLUTE_NORMAL * support, support], dim=1)
 
     def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,7 +123,9 @@ class VolumeAutoencoder(nn.Module):
     def _decode(self, z: torch.Tensor) -> torch.Tensor:
         with autocast(z, self.dtype):
             blocks = self.network.decode(pixelshuffle(z, 3, self.latent_block_size))
-        return pixelshuffle(blocks, 3, self.block_size).float()  # in this order each copy is the smaller
+        # Put in their places while their type is short; whoever reads one channel then reads consecutive voxels.
+        voxels = pixelshuffle(blocks, 3, self.block_size)
+        return voxels.to(torch.float32, memory_format=torch.contiguous_format)
 
     def reconstruct(self, x: torch.Tensor) -> torch.Tensor:
         """Decode the mean of the latents of volumes (B, 1, D, H, W): shape (B, 3, D, H, W)."""

@@ -75,7 +75,7 @@ def average_posterior(
     # the logarithm of the density, but for |y|^2 / 2, which all have
     own = ratio * (y * x).sum(dim=1, keepdim=True) - ratio**2 * x.square().sum(dim=1, keepdim=True) / 2
     theirs = ratio * (y @ others.T) - ratio**2 * others.square().sum(dim=1) / 2
-    # most weights are next to nothing, and a CPU multiplies with subnormal numbers forty times slower
+    # Most weights are next to nothing. Subnormal numbers slow a CPU down many times, as weights or as their products.
     weights = F.threshold(torch.cat([own, theirs], dim=1).softmax(dim=1), 1e-30, 0.0)
     mean = weights[:, :1] * x + weights[:, 1:] @ others
     return mean.view_as(images), (n + ratio * (x - mean)).view_as(noise)

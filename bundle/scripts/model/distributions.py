@@ -11,11 +11,21 @@ LOG_SCALE_BOUNDS = (-7.0, 7.0)
 
 
 def split_channels(channels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Split a decoder's output (B, 3, ...) as ``ZeroInflatedNormal.from_channels``: logits, loc, log(scale)."""
+    """Split a decoder's output.
+
+    Args:
+        channels: shape (B, 3, ...): log-odds of not being background, mean, logarithm of the deviation.
+
+    Returns:
+        The three in float32, each (B, 1, ...), the last within ``LOG_SCALE_BOUNDS``.
+
+    Raises:
+        ValueError: when there are not three channels.
+    """
     if channels.shape[1] != 3:
         raise ValueError(f"a decoder returns 3 channels (logit, mean, log deviation), got {channels.shape[1]}.")
     logits, loc, log_scale = channels.float().chunk(3, dim=1)
-    return logits, loc, F.hardtanh(log_scale, *LOG_SCALE_BOUNDS)  # a clamp, whose backward is one pass
+    return logits, loc, F.hardtanh(log_scale, *LOG_SCALE_BOUNDS)  # clamp, with a backward of one pass
 
 
 class ZeroInflatedNormal(Distribution):
@@ -55,7 +65,7 @@ class ZeroInflatedNormal(Distribution):
         """Read a decoder's output.
 
         Args:
-            channels: shape (B, 3, ...): log-odds of not being background, mean, logarithm of the deviation.
+            channels: as for ``split_channels``.
 
         Returns:
             The distribution over voxels, batch shape (B, 1, ...), in float32 whatever the precision of the network.

@@ -86,11 +86,12 @@ class EvidenceLowerBoundLoss(nn.Module):
         logits, loc, log_scale = split_channels(channels)
         inside = (target != 0).float()
         share = F.avg_pool3d(inside, self.block_size)
-        # a pass over voxels costs as much as a layer: with both masked here, what follows needs no mask
+        # masked here, once: each pass over the voxels costs time
         log_variance = inside * 2 * log_scale
         error = inside * (loc - target)
-        # the negative logarithm of the normal density, summed, less its constant
-        normal = 0.5 * ((error.square() * (-log_variance).exp()).sum() + log_variance.sum())
+        # the negative logarithm of the normal density
+        normal = 0.5 * ((error.square() * (-log_variance).exp()).sum() + log_variance.sum()) / target.numel()
+        normal = normal + 0.5 * math.log(2 * math.pi) * inside.mean()
         # loc^2 + scale^2 - target^2 inside, and 1 outside
         second_moment_error = torch.addcmul(log_variance.exp(), error, loc + target)
         mean_error, second_moment_error = self._square_averages(
@@ -102,7 +103,7 @@ class EvidenceLowerBoundLoss(nn.Module):
         kl = 0.5 * (mean**2 + deviation**2 - 2 * deviation.clamp_min(1e-12).log() - 1)
         terms = {
             "support": F.binary_cross_entropy_with_logits(logits, inside),
-            "normal": normal / target.numel() + 0.5 * math.log(2 * math.pi) * inside.mean(),
+            "normal": normal,
             "kl": kl.sum() / target.numel(),
             "mean": mean_error,
             "second_moment": second_moment_error,
@@ -114,8 +115,11 @@ class EvidenceLowerBoundLoss(nn.Module):
         """Average ``errors`` over each part of the support, square, and average over voxels.
 
         Args:
-            share: share of each block that is support, shape (B, 1, D, H, W) in blocks.
-            errors: their sums over the support of a block, per voxel of the block, each of the shape of ``share``.
+            share: share of each block that is support, shape (B, 1, d, h, w).
+            errors: summed over a block's support and divided by its number of voxels, each of the shape of ``share``.
+
+        Returns:
+            A scalar for each of ``errors``.
         """
         full = (share == 1).float()
         core = -F.max_pool3d(-full, kernel_size=3, stride=1, padding=1)

@@ -25,10 +25,10 @@ class AdamsBashforthScheduler(RFlowScheduler):
 
         x <- x + h' ((v' + v) / 2 - u)
 
-    where u is the velocity that it followed. v is not computed again, so the correction costs no call of the network,
-    as in Zhao et al. (2023), "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models".
-    The error falls with the square of the step. A trajectory's first step is Euler's until it is corrected; the last
-    one is not corrected.
+    where u is the velocity that the step before followed. v is not computed again, so the correction costs no call of
+    the network, as in Zhao et al. (2023), "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of
+    Diffusion Models". The error falls with the square of the step. A trajectory's first step is Euler's until it is
+    corrected; the last one is not corrected.
 
     Args:
         shift: how dense the steps are at the noisy end: even times t of [0, 1] become s t / (1 + (s - 1) t), as in
@@ -86,7 +86,8 @@ class AdamsBashforthScheduler(RFlowScheduler):
         Args:
             model_output: the velocity at ``sample``, shape (B, C, d, h, w).
             timestep: time of ``sample``. One that is not the end of the step before starts a trajectory.
-            sample: the noisy latents, of the velocity's shape.
+            sample: the noisy latents, of the velocity's shape. A caller may have changed them since the step before,
+                as for inpainting; the trajectory goes on from them.
             next_timestep: time to go to; ``None`` goes on by an even step.
 
         Returns:
@@ -96,7 +97,8 @@ class AdamsBashforthScheduler(RFlowScheduler):
         even = self.num_train_timesteps / len(self.timesteps)
         following = time - even if next_timestep is None else float(next_timestep)
         length = (time - following) / self.num_train_timesteps
-        model_output = model_output.to(sample.dtype)  # a network's shorter type has too few digits for sums
+        # a network's shorter type has too few digits for sums
+        model_output = model_output.to(torch.promote_types(model_output.dtype, sample.dtype))
         velocity = model_output
         if self._last is not None and math.isclose(time, self._last[-1], rel_tol=1e-5):
             earlier, followed, earlier_length, _ = self._last
