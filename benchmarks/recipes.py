@@ -1,6 +1,6 @@
 """Other recipes in the same time: the tutorials' autoencoders beside this bundle's, by the same instrument.
 
-Each autoencoder alone is trained for about as long as both stages of the release take, 50 to 55 minutes on two cores
+Each autoencoder alone is trained for about as long as both stages of the release take, 50 to 60 minutes on two cores
 with AVX-512 and bf16; a flow with the release's settings is then trained on its latents. All is done by the bundle's
 own commands, into ``bundle/runs/recipes``; what is there already is not made again. ``make recipes`` takes about three
 hours, prints a table in Markdown, writes ``results/recipes.json``, and draws volumes of each beside real ones.
