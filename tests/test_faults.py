@@ -31,8 +31,9 @@ def assert_same(folder: Path, expected: Path) -> None:
 def assert_one_error(command: Command, *words: str) -> None:
     """The command failed with one line that says why."""
     assert command.wait() == 1
-    (line,) = [line for line in command.output.splitlines() if "rror" in line]
-    assert "error: " in line and all(word in line for word in words), line
+    lines = [line for line in command.output.splitlines() if "rror" in line]
+    assert len(lines) == 1, command.output
+    assert "error: " in lines[0] and all(word in lines[0] for word in words), command.output
     assert "Traceback" not in command.output
 
 
