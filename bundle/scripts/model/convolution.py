@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,28 @@ def _find_taps(grid: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         places = torch.cartesian_prod(*(torch.arange(size) for size in grid))
         taps = ((places[None] - places[:, None] + 1) * torch.tensor([9, 3, 1])).sum(dim=-1).flatten()
         return taps, F.one_hot(taps, 27).T.float()
+
+
+class _SwapAxes(torch.autograd.Function):
+    """Swap the middle axes of (A, B, C, D), and copy rows of D in words of 16 bytes: half the time of short numbers.
+
+    PyTorch copies one number at a time where axes are swapped, and complex128 is its widest. The numbers stay as they
+    are, so the gradient can be swapped likewise; autograd itself knows none for a tensor that is seen as another type.
+    """
+
+    @staticmethod
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        x = x.contiguous()
+        wide = x.shape[-1] * x.element_size() % 16 == 0
+        return (x.view(torch.complex128) if wide else x).transpose(1, 2).contiguous().view(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return _SwapAxes.apply(grad)
 
 
 class SmallConv3d(nn.Conv3d):
@@ -60,7 +83,7 @@ class SmallConv3d(nn.Conv3d):
         weight = self.weight.reshape(outputs * inputs, 27).to(dtype)  # before it is spread, for it is smaller
         # an index is faster, but its backward is slow
         picked = weight @ ones.to(dtype) if learns else weight[:, taps]
-        matrix = picked.view(outputs, inputs, count, count).transpose(1, 2).reshape(outputs * count, inputs * count)
+        matrix = _SwapAxes.apply(picked.view(outputs, inputs, count, count)).view(outputs * count, inputs * count)
         self._kept = None if learns else (made_of, matrix)
         return matrix
 
