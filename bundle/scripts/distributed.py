@@ -7,6 +7,8 @@ alone would have them, and a training does not depend on how many there are.
 
 from __future__ import annotations
 
+import atexit
+import gc
 from collections.abc import Callable, Iterator, Sequence
 
 import ignite.distributed as idist
@@ -92,7 +94,12 @@ def wrap_network(network: nn.Module, device: torch.device) -> nn.Module:
     """
     if idist.get_world_size() == 1:
         return network
-    return nn.parallel.DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+    # The threads of the exchange end with the network that holds them, which by the end of the command is garbage in a
+    # cycle. Now they end before the interpreter: one that lets go of a tensor while that ends can abort the process.
+    atexit.register(gc.collect)
+    # gradients are exchanged where they are, without copies
+    devices = [device] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
 
 
 class ShardedBatchSampler(Sampler[list[int]]):
