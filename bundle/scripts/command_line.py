@@ -144,7 +144,7 @@ def _is_no_plain_end(record: logging.LogRecord) -> bool:
 
 
 def _show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    # A data worker may die as late as now. The handler of torch would raise another error, in the middle of this one.
+    # A data worker may die while its loss is printed. torch's handler would then raise a second error.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     message = explain(error)
     if message is None:

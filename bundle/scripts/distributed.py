@@ -94,10 +94,10 @@ def wrap_network(network: nn.Module, device: torch.device) -> nn.Module:
     """
     if idist.get_world_size() == 1:
         return network
-    # The threads of the exchange end with the network that holds them, which by the end of the command is garbage in a
-    # cycle. Now they end before the interpreter: one that lets go of a tensor while that ends can abort the process.
+    # The end of a training destroys the process group, but its threads live as long as the network, which is garbage in a
+    # cycle by then. Collect it before the interpreter ends: a thread that releases a tensor during that may abort it.
     atexit.register(gc.collect)
-    # gradients are exchanged where they are, without copies
+    # gradients stay in the buckets that are exchanged, instead of being copied back
     devices = [device] if device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
 
