@@ -94,8 +94,8 @@ def wrap_network(network: nn.Module, device: torch.device) -> nn.Module:
     """
     if idist.get_world_size() == 1:
         return network
-    # The end of a training destroys the process group, but its threads live as long as the network, which is garbage in a
-    # cycle by then. Collect it before the interpreter ends: a thread that releases a tensor during that may abort it.
+    # The end of a training destroys the process group, but its threads live as long as the network, which is garbage in
+    # a cycle by then. Collect it before the interpreter ends: a thread that releases a tensor during that may abort it.
     atexit.register(gc.collect)
     # gradients stay in the buckets that are exchanged, instead of being copied back
     devices = [device] if device.type == "cuda" else None
