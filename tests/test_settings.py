@@ -34,7 +34,7 @@ def test_shares_of_processes(config, overlays, key, value, allowed, tmp_path, mo
     """What the processes can't share is refused, before they look for each other."""
     monkeypatch.setenv("WORLD_SIZE", "3")
     settings = {"output_dir": str(tmp_path / "out")} | ({key: value} if key != "WORLD_SIZE" else {})
-    message = find_mistake(lambda: make_workflow(config, f"multi_gpu_{config}", *overlays, **settings))
+    message = find_mistake(lambda: make_workflow(config, *overlays, f"multi_gpu_{config}", **settings))
     assert message.startswith(f"{key}={value}: ") and allowed in message and not (tmp_path / "out").exists()
 
 

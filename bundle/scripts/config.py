@@ -60,10 +60,10 @@ def check_config() -> dict[str, Any]:
     if on_command_line():
         _check_command_line(sys.argv, config)
     idle = _check_names(config)
-    _check_arguments(config, parser)
     # what an overlay sets for other configs has to be allowed all the same, but limits nothing here
     settings = check_settings(((key, parser.get_parsed_content(key)) for key in config if key in RULES), idle)
     _check_processes(os.environ, config, {key: value for key, value in settings.items() if key not in idle})
+    _check_arguments(config, parser)
     _check_latents(config, settings, parser)
     _check_resources(config, settings, select_device(settings.get("device", "cpu")))
     return settings
