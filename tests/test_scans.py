@@ -2,6 +2,7 @@
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
 
 import nibabel
@@ -129,7 +130,12 @@ def test_preprocess_real_nifti(name, channel, tmp_path):
 
 
 def test_configs_on_scans(scans, tmp_path):
-    options = {"dataset_dir": str(scans), "image_size": 32, "spacing": [2.0, 2.0, 2.0], "train_batch_size": 4}
+    """Every config takes a datalist, whatever fields its items have beside the image."""
+    items = list_volumes(scans)["training"]
+    items = [{**item, "age": None, "site": "a"} if i % 3 else {**item, "age": 60 + i} for i, item in enumerate(items)]
+    (tmp_path / "list.json").write_text(json.dumps({"training": items}))
+    options = {"dataset_dir": str(tmp_path / "list.json"), "image_size": 32, "spacing": [2.0, 2.0, 2.0]}
+    options["train_batch_size"] = 4
     run_workflow("data", "smoke", run_id="preview", output_dir=str(tmp_path / "data"), **options)
     assert (tmp_path / "data" / "preview.png").exists()
     stage_1 = run_workflow("train_autoencoder", "smoke", output_dir=str(tmp_path / "autoencoder"), **options)
@@ -155,6 +161,12 @@ def test_configs_on_scans(scans, tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "No law of these volumes is known" in page and "true law" not in page and "spacing" in page
     assert "perfect denoiser" not in page
+
+    (tmp_path / "list.json").write_text(json.dumps({"training": items[1:]}))
+    train = partial(make_workflow, "train_autoencoder", "smoke", output_dir=str(tmp_path / "autoencoder"), **options)
+    for resume in ("auto", True):  # the split is another one
+        message = find_mistake(lambda resume=resume: train(train_batch_size=4, resume=resume))
+        assert message.startswith(f"resume={resume!r}: ") and "dataset_dir (" in message
 
 
 def test_mistakes_are_named(scans, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ class RunRecord:
 
     Attributes:
         values: each leaf of the config that matters, by its id (``loss#kl_weight``), as text; instead of the path of a
-            file that is read, the digest of its content.
+            file that is read, the digest of its content; beside ``dataset_dir``, the digest of its items.
     """
 
     def __init__(self, ignore: Iterable[str] = ()) -> None:
@@ -37,11 +38,16 @@ class RunRecord:
         self.values = dict(_flatten({key: value for key, value in parser.get().items() if key not in unrecorded}))
         if "dtype" in parser:  # what precision=auto stands for on this machine
             self.values["precision"] = str(parser.get_parsed_content("dtype")).removeprefix("torch.")
+        if "epochs" in parser:  # may be an expression
+            self.values["epochs"] = str(parser.get_parsed_content("epochs"))
+        scans = parser.get_parsed_content("scans") if "scans" in parser else {}
+        if any(scans.values()):  # which volumes a folder, pattern or datalist stands for
+            self.values["dataset_dir"] += ", " + _digest(json.dumps(scans, sort_keys=True, default=str).encode())
         for file, key in FILES.items():
             given = next((name for name in (file, key) if name in parser), None)
             path = parser.get_parsed_content(given) if given else None
             if path and Path(path).is_file():  # else whoever loads it says so
-                self.values[key] = "sha256 " + hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+                self.values[key] = _digest(Path(path).read_bytes())
 
     def state_dict(self) -> dict[str, str]:
         """Return the settings, for a checkpoint."""
@@ -49,6 +55,10 @@ class RunRecord:
 
     def load_state_dict(self, state_dict: Mapping[str, str]) -> None:
         """Keep the settings of this run, whatever a checkpoint says."""
+
+
+def _digest(content: bytes) -> str:
+    return "sha256 " + hashlib.sha256(content).hexdigest()[:16]
 
 
 def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
