@@ -15,7 +15,9 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams.api_pb2 import Status
 from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG, SESSION_END_INFO_TAG, SESSION_START_INFO_TAG
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from torch.utils.tensorboard import SummaryWriter
 
+from scripts.training.resume import EventFiles
 from scripts.training.stability import GradientClipper
 
 
@@ -222,13 +224,33 @@ def test_accumulated_batch(stage, name, more, overrides):
 
 def test_resume_of_finished_training(overrides):
     """Resuming a finished training trains no more."""
-    settings = overrides("train_autoencoder")
+    settings = overrides("train_autoencoder", epochs="$2 - 1")
     run_workflow("train_autoencoder", "smoke", **settings)
     final = Path(settings["output_dir"]) / "model_autoencoder.pt"
     before = torch.load(final)
     again = run_workflow("train_autoencoder", "smoke", **settings, resume=True)
     assert again.trainer.state.iteration == 2
     assert same(before, torch.load(final))
+
+
+def test_resume_in_other_precision(overrides):
+    """A training carries on with a gradient scaler that its checkpoint does not have, and without one that it has."""
+    settings = overrides("train_autoencoder")
+    for epochs, scaled in ((1, False), (2, True), (3, False)):
+        changes = {"epochs": epochs, "train#trainer#amp": scaled, "resume": epochs > 1}
+        assert (
+            run_workflow("train_autoencoder", "smoke", **{**settings, **changes}).trainer.state.iteration == 2 * epochs
+        )
+
+
+def test_curves_of_another_training(tmp_path):
+    """A resume cuts its own curves, and sets others aside that it finds in their folder."""
+    for name in ("events.out.tfevents.own", "events.out.tfevents.other"):
+        (tmp_path / name).write_text("12345")
+    with SummaryWriter(tmp_path) as writer:
+        EventFiles(writer).load_state_dict({"events.out.tfevents.own": 3})
+    assert (tmp_path / "events.out.tfevents.own").read_text() == "123"
+    assert (tmp_path / "earlier" / "events.out.tfevents.other").read_text() == "12345"
 
 
 def test_resume_of_nothing(overrides):

@@ -117,6 +117,7 @@ class Checkpoints:
         # not in attach: MONAI attaches handlers before the trainer has its scaler
         state = {**self.state, "trainer": engine, "best": self.best, "random": self.random, "events": self.events}
         state |= _scalers(engine)
+        self.random.device = torch.device(engine.state.device)
         self.saver = Checkpoint(
             state,
             self.files,
@@ -129,7 +130,10 @@ class Checkpoints:
         else:
             for optimizer in [item for item in self.state.values() if isinstance(item, Optimizer)]:
                 optimizer.register_load_state_dict_pre_hook(_keep_options)
-            CheckpointLoader(str(self.resume_from), state, map_location=engine.state.device)(engine)
+            # one of another precision has no gradient scaler
+            there = torch.load(self.resume_from, map_location="cpu", weights_only=True)
+            known = {name: item for name, item in state.items() if name in there}
+            CheckpointLoader(str(self.resume_from), known, map_location=engine.state.device)(engine)
             if engine.state.epoch >= engine.state.max_epochs:
                 logger.info("the training in %s is complete: %d epochs", self.files.folder, engine.state.epoch)
             else:
@@ -144,12 +148,11 @@ class Checkpoints:
 
     def skip(self, engine: Trainer) -> None:
         """Go to where in its epoch an interrupted training was: behind the batches that it has seen."""
-        if self.random.restored is None:
+        if not self.random.loaded:
             return
         for _ in range(engine.state.iteration % engine.state.epoch_length):
             next(engine._dataloader_iter)  # type: ignore[arg-type]  # ignite itself starts the epoch's data anew
-        torch.set_rng_state(self.random.restored)
-        self.random.restored = None
+        self.random.restore()
 
     def save(self, engine: Trainer) -> None:
         """Write the epoch's checkpoint, which replaces what an interruption left."""

@@ -8,7 +8,6 @@ import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -121,15 +120,26 @@ class RandomState:
 
     def __init__(self) -> None:
         self.within_epoch = False
-        self.restored: torch.Tensor | None = None
+        self.device = torch.device("cpu")
+        self.loaded: dict[str, torch.Tensor] = {}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state within an epoch, nothing between two."""
-        return {"state": torch.get_rng_state()} if self.within_epoch else {}
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return the state within an epoch, by kind of device; nothing between two."""
+        if not self.within_epoch:
+            return {}
+        on_gpu = {"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}
+        return {"cpu": torch.get_rng_state(), **on_gpu}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Keep the state for ``Checkpoints.skip``."""
-        self.restored = state_dict["state"].cpu() if state_dict else None
+    def load_state_dict(self, state_dict: Mapping[str, torch.Tensor]) -> None:
+        """Keep the state for ``restore``."""
+        self.loaded = {kind: state.cpu() for kind, state in state_dict.items()}
+
+    def restore(self) -> None:
+        """Go on with the random numbers of a state that was loaded."""
+        torch.set_rng_state(self.loaded["cpu"])
+        if "cuda" in self.loaded and self.device.type == "cuda":
+            torch.cuda.set_rng_state(self.loaded["cuda"], self.device)
+        self.loaded = {}
 
 
 class EventFiles:
@@ -149,9 +159,9 @@ class EventFiles:
         return {path.name: path.stat().st_size for path in self._list()}
 
     def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
-        """Cut the files to these lengths, and remove later ones: their points are about to be made again.
+        """Cut the files to these lengths, and set others aside in the folder ``earlier``.
 
-        Without a checkpoint to carry on from, what is there goes into the folder ``earlier``.
+        Others are later ones, whose points are about to be made again, and those of another training.
         """
         own = self.writer.file_writer.event_writer._file_name if self.writer and self.writer.file_writer else ""
         for path in self._list():
@@ -160,8 +170,6 @@ class EventFiles:
             if path.name in state_dict:
                 # after a power cut a file may be shorter than it was
                 os.truncate(path, min(state_dict[path.name], path.stat().st_size))
-            elif state_dict:
-                path.unlink()
             else:
                 (path.parent / "earlier").mkdir(exist_ok=True)
                 path.rename(path.parent / "earlier" / path.name)
