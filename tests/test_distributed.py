@@ -94,7 +94,7 @@ def test_second_stage(run, first, second, processes, passes):
 
 def test_resume_by_other_number(run, first, tmp_path):
     """A training of two processes carries on in three, and ends as one that was never stopped."""
-    run(2, "train_autoencoder", output_dir=tmp_path, **{**SIZES, "epochs": 1})
+    run(2, "train_autoencoder", output_dir=tmp_path, device="cpu", **{**SIZES, "epochs": 1})
     run(3, "train_autoencoder", output_dir=tmp_path, resume=True, **SIZES)
     names = {path.name for path in (tmp_path / "checkpoints").glob("checkpoint_*")}
     assert names == {"checkpoint_epoch=1.pt", "checkpoint_epoch=2.pt"}

@@ -60,6 +60,18 @@ def test_volumes_by_seed(sampled, generate):
     assert not np.array_equal(volumes_in(generate(seed=1)), volumes_in(sampled))
 
 
+def test_ddpm_by_seed(diffusion_weights, tmp_path):
+    """The noise of DDPM's steps follows the seed too."""
+    settings = {"image_size": 32, "model_path": diffusion_weights["model_path"], "num_samples": 2}
+    settings |= {"num_train_timesteps": 20, "num_inference_steps": 20}
+    found = []
+    for i in range(2):
+        torch.rand(i)  # whatever was drawn before
+        run_workflow("inference", "diffusion", "ddpm", "smoke", **settings, output_dir=str(tmp_path / str(i)))
+        found.append(volumes_in(tmp_path / str(i)))
+    assert np.array_equal(*found)
+
+
 @pytest.mark.parametrize("overrides", [{"num_samples": 3, "sample_batch_size": 3}, {"sample_batch_size": 1}])
 def test_volumes_by_index(sampled, generate, overrides):
     """A volume does not depend on how many there are, nor on how many at a time."""

@@ -85,7 +85,7 @@ def average_over_processes(values: Sequence[torch.Tensor]) -> None:
             value.detach().copy_(mean)
 
 
-def wrap_network(network: nn.Module, device: torch.device) -> nn.Module:
+def wrap_network(network: nn.Module, device: torch.device | str) -> nn.Module:
     """Let each backward pass average a network's gradients over all processes; one process trains it as it is.
 
     Args:
@@ -98,7 +98,7 @@ def wrap_network(network: nn.Module, device: torch.device) -> nn.Module:
     # a cycle by then. Collect it before the interpreter ends: a thread that releases a tensor during that may abort it.
     atexit.register(gc.collect)
     # gradients stay in the buckets that are exchanged, instead of being copied back
-    devices = [device] if device.type == "cuda" else None
+    devices = [device] if torch.device(device).type == "cuda" else None
     return nn.parallel.DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
 
 
