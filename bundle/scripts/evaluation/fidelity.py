@@ -144,13 +144,16 @@ def _score_texture(measured: Mapping[str, np.ndarray]) -> dict[str, Line]:
     filled = np.isfinite(measured["rim_mean"])
     if not filled.any():
         return {}
-    voxels = measured["voxels"][filled]
     lines = {}
     for name, (limit, variance) in TEXTURE.items():
-        values = measured[name][filled]
+        known = np.isfinite(measured[name])  # a ball of one value has no deviation at its rim
+        values, voxels = measured[name][known], measured["voxels"][known]
+        if not known.any():
+            continue
         expected = math.sqrt((variance / voxels).sum()) / len(voxels)
         error = float(values.std() / math.sqrt(len(values)))
         lines[name] = Line(float(values.mean()), standard_error=error, limit=_widen(limit, expected))
+    voxels = measured["voxels"][filled]
     # A decoder that fades at the surface shifts the rim against the sign of a, which cancels in the mean over volumes.
     a, b = (measured[name][filled] for name in "ab")
     square = (a**2).sum()

@@ -21,7 +21,7 @@ from .validity import explain_invalid
 
 def _plot_histograms(figure: FigureBase, uniform: Mapping[str, np.ndarray], law: SphereLaw) -> None:
     axes = figure.subplots(2, 3)
-    for axis, (name, values) in zip(axes.flat, uniform.items(), strict=True):
+    for axis, (name, values) in zip(axes.flat, uniform.items(), strict=False):
         low, high, label = 0.0, 1.0, f"(c{name[-1]} - r) / (size - 2 r)"
         if not name.startswith("c"):
             (low, high), label = law.bounds(name), name
@@ -62,11 +62,12 @@ def plot_fidelity(
         count: how many typical volumes (those in the middle by their Dice with a ball) and how many of the worst
             (those that are no valid spheres, then the lowest Dice).
     """
-    uniform = standardise(measured, law)
-    filled = np.isfinite(np.stack(list(uniform.values()))).all(axis=0)
+    # not those that the law fixes; none at all where no volume could be measured
+    uniform = {name: values for name, values in standardise(measured, law).items() if np.isfinite(values).any()}
     figure = Figure(figsize=(13, 5 + 1.35 * count), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=[5, 1.35 * count])
-    if filled.any():
+    if uniform:
+        filled = np.isfinite(list(uniform.values())).all(axis=0)
         left, right = above.subfigures(1, 2, width_ratios=[2, 1.2])
         _plot_histograms(left, {name: values[filled] for name, values in uniform.items()}, law)
         _plot_quantiles(right, {name: values[filled] for name, values in uniform.items()})
