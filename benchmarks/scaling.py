@@ -28,7 +28,7 @@ STARTED, MULTIPLIED = 299 / 237, 4.93 / 3.59
 START = {"volumes": 0.039, "latents": 0.018 * STARTED}
 # s of a step on two CPU cores, for a volume and for a latent of 32 x 2^3; the autoencoder is that of KERNELS
 CPU_VOLUME, CPU_LATENT = 1.07 / 8, 0.75e-3 * MULTIPLIED
-SPHERE = {64: 0.43e-3, 128: 2.5e-3, 256: 2.5e-3 * 2**2.3}  # s of one core for a volume; the last by the exponent
+SPHERE = {64: 0.35e-3, 128: 2.3e-3, 256: 2.3e-3 * 2**2.3}  # s of one core for a volume; the last by the exponent
 
 # Assumed. Bandwidths are those of NVIDIA's data sheets of the DGX H200, of one direction.
 NODE = 8  # GPUs of a machine
