@@ -189,7 +189,10 @@ def find(config: dict, path: str):
 REPEATED = {
     "dtype": "train_autoencoder train_diffusion inference evaluate",
     "law": "train_autoencoder train_diffusion evaluate data",
-    "scans": "train_autoencoder train_diffusion data",
+    # one of them keeps the numbers beside its scans
+    **dict.fromkeys(
+        (f"scans#{key}" for key in ("_target_", "dataset_dir", "seed")), "train_autoencoder train_diffusion data"
+    ),
     "autoencoder_def": "train_autoencoder train_diffusion inference evaluate",
     "diffusion_def": "train_diffusion inference evaluate",
     "sampler": "train_diffusion inference evaluate",
