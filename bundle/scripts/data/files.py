@@ -6,7 +6,7 @@ import glob
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,7 @@ NIFTI = (".nii", ".nii.gz")
 SECTIONS = ("training", "validation", "test")
 
 
-def list_volumes(
-    dataset_dir: str | os.PathLike, size: int | None = None, keep_fields: bool = False
-) -> dict[str, list[dict[str, Any]]]:
+def list_volumes(dataset_dir: str | os.PathLike, size: int | None = None) -> dict[str, list[dict[str, Any]]]:
     """Find the NIfTI volumes that the key ``dataset_dir`` stands for, and look at each one's header.
 
     Args:
@@ -34,11 +32,10 @@ def list_volumes(
             datalist, a JSON file of MONAI's form ``{"training": [{"image": path}, ...], "validation": ..., "test":
             ...}``, the last two optional, paths relative to the file.
         size: voxels along each axis that every volume has to have; ``None`` takes volumes of any shape.
-        keep_fields: whether a datalist's items keep their other fields. Items of one batch all need the same ones.
 
     Returns:
         Items ``{CommonKeys.IMAGE: path}`` by section, ``training`` and, of a datalist alone, others of ``SECTIONS``;
-        those of a folder or a pattern in the order of their names.
+        those of a folder or a pattern in the order of their names, those of a datalist with their other fields.
 
     Raises:
         SettingError: when there is no such folder, file or volume, a file is no NIfTI volume of 3 or 4 dimensions, or
@@ -60,11 +57,7 @@ def list_volumes(
     for items in sections.values():
         for item in items:
             _check_header(item[CommonKeys.IMAGE], size)
-    return sections if keep_fields else _drop_fields(sections)
-
-
-def _drop_fields(sections: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
-    return {name: [{CommonKeys.IMAGE: item[CommonKeys.IMAGE]} for item in items] for name, items in sections.items()}
+    return sections
 
 
 def _make_items(files: Iterable[str]) -> list[dict[str, Any]]:
@@ -122,11 +115,7 @@ def _check_header(file: str, size: int | None) -> None:
 
 
 def split_volumes(
-    dataset_dir: str | os.PathLike,
-    seed: int = 0,
-    fraction: float = 0.1,
-    required: bool = False,
-    keep_fields: bool = False,
+    dataset_dir: str | os.PathLike, seed: int = 0, fraction: float = 0.1, required: bool = False
 ) -> dict[str, list[dict[str, Any]]]:
     """Split volumes into training, validation and test sets, the same ones wherever the seed is the same.
 
@@ -136,17 +125,16 @@ def split_volumes(
         seed: of the shuffling.
         fraction: share of the volumes for validation, and as many for the test; at least one each.
         required: whether there have to be volumes.
-        keep_fields: as for ``list_volumes``.
 
     Returns:
-        Items as of ``list_volumes`` by ``SECTIONS``.
+        Items ``{CommonKeys.IMAGE: path}`` by ``SECTIONS``.
 
     Raises:
         SettingError: as ``list_volumes``, or when there are too few volumes, or groups, for a set each.
     """
     if not os.fspath(dataset_dir) and not required:
         return {name: [] for name in SECTIONS}
-    sections = list_volumes(dataset_dir, keep_fields=True)
+    sections = list_volumes(dataset_dir)
     missing = [name for name in SECTIONS if name not in sections]
     volumes = sections["training"]
     groups: dict[Any, list[dict[str, Any]]] = {}
@@ -166,8 +154,6 @@ def split_volumes(
         name: [item for group in part for item in group]
         for name, part in zip(["training", *missing], parts, strict=True)
     }
-    if not keep_fields:
-        sections = _drop_fields(sections)
     counted = ", ".join(f"{len(sections[name])} {name}" for name in SECTIONS)
     logger.info("%d volumes of %s: %s", sum(map(len, sections.values())), dataset_dir, counted)
     return {name: sections[name] for name in SECTIONS}

@@ -16,6 +16,7 @@ from monai.transforms import (
     NormalizeIntensity,
     Orientation,
     ResizeWithPadOrCrop,
+    SelectItemsd,
     Spacing,
     SpatialCrop,
 )
@@ -150,6 +151,7 @@ class ScanPreprocessing(Compose):
 
     Load, map the background to 0, bring to RAS orientation and to ``spacing``, crop or pad, standardise the voxels
     other than 0. An item ``{CommonKeys.IMAGE: path}`` becomes ``{CommonKeys.IMAGE: (1, size, size, size) float32}``.
+    Other fields of a datalist are dropped, for not every item need have them, and a batch can't be made of such.
 
     Args:
         image_size: voxels along each axis.
@@ -158,6 +160,7 @@ class ScanPreprocessing(Compose):
         window: see ``take_window``.
         crop: see ``crop_to_cube``.
         normalize: whether to standardise; else the values stay as they are.
+        fields: those to be kept, where an item has them.
     """
 
     def __init__(
@@ -168,6 +171,7 @@ class ScanPreprocessing(Compose):
         window: Sequence[float] | None = None,
         crop: str = "center",
         normalize: bool = True,
+        fields: Sequence[str] = (),
     ) -> None:
         steps: list[Callable] = [
             VolumeReader(channel, background=window[0] if window else 0.0),
@@ -179,4 +183,5 @@ class ScanPreprocessing(Compose):
         ]
         keys = CommonKeys.IMAGE
         plain = EnsureTyped(keys, dtype=torch.float32, track_meta=False)
-        super().__init__([*(Lambdad(keys, step) for step in steps), plain])
+        kept = SelectItemsd([keys, *fields], allow_missing_keys=True)
+        super().__init__([*(Lambdad(keys, step) for step in steps), plain, kept])

@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 import torch
 from monai.data import CacheDataset, Dataset, MetaTensor
-from monai.transforms import Compose, EnsureTyped, Lambdad, LoadImage
+from monai.transforms import Compose, EnsureTyped, Lambdad, LoadImage, SelectItemsd
 from monai.utils import CommonKeys
 from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
@@ -82,7 +82,8 @@ class FolderDataset(Dataset):
 
     def __init__(self, dataset_dir: str | os.PathLike, size: int) -> None:
         read = Lambdad(CommonKeys.IMAGE, VolumeReader(background=None))
-        transform = Compose([read, EnsureTyped(CommonKeys.IMAGE, dtype=torch.float32, track_meta=False)])
+        plain = EnsureTyped(CommonKeys.IMAGE, dtype=torch.float32, track_meta=False)
+        transform = Compose([read, plain, SelectItemsd(CommonKeys.IMAGE)])
         super().__init__(list_volumes(dataset_dir, size)["training"], transform)
 
 
