@@ -61,7 +61,7 @@ def test_volumes_by_seed(sampled, generate):
 
 
 def test_ddpm_by_seed(diffusion_weights, tmp_path):
-    """The noise of DDPM's steps follows the seed too."""
+    """The noise of DDPM's steps follows the seed too, and is another one for volumes that are added."""
     settings = {"image_size": 32, "model_path": diffusion_weights["model_path"], "num_samples": 2}
     settings |= {"num_train_timesteps": 20, "num_inference_steps": 20}
     found = []
@@ -70,6 +70,9 @@ def test_ddpm_by_seed(diffusion_weights, tmp_path):
         run_workflow("inference", "diffusion", "ddpm", "smoke", **settings, output_dir=str(tmp_path / str(i)))
         found.append(volumes_in(tmp_path / str(i)))
     assert np.array_equal(*found)
+    settings["num_samples"] = 4
+    run_workflow("inference", "diffusion", "ddpm", "smoke", **settings, output_dir=str(tmp_path / "0"))
+    assert torch.initial_seed() == 2 and len(volumes_in(tmp_path / "0")) == 4
 
 
 @pytest.mark.parametrize("overrides", [{"num_samples": 3, "sample_batch_size": 3}, {"sample_batch_size": 1}])
