@@ -135,7 +135,7 @@ def test_lines_of_fixed_law():
 def test_lines_without_non_finite():
     """A volume that is not finite counts as not valid, and is left out of the rest."""
     broken = [dict(item) for item in (SphereDataset(8, LAW)[i] for i in range(8))]
-    broken[0]["image"][broken[0]["image"] != 0] = torch.nan
+    broken[0]["image"][:] = torch.nan
     broken[1]["image"] = (broken[1]["image"] != 0).float()  # of one value
     lines = score_parameters(measure_dataset(broken), LAW)
     assert lines["valid"].value == 7 / 8 and lines["valid"].reasons == {"not finite": 1}
@@ -239,7 +239,7 @@ def test_evaluate_weights(small_weights, tmp_path):
 
 def test_evaluate_folder(folder, tmp_path):
     """A folder of volumes is scored without any weights."""
-    run_workflow(
+    workflow = run_workflow(
         "evaluate",
         "smoke",
         output_dir=str(tmp_path),
@@ -247,6 +247,7 @@ def test_evaluate_folder(folder, tmp_path):
         autoencoder_path="nowhere.pt",
         model_path="nowhere.pt",
     )
+    assert workflow.parser.get_parsed_content("model_file") is None
     result = read_json(tmp_path / "fidelity.json")
     assert result["settings"]["num_samples"] == 6
     assert result["reconstruction"] == {}

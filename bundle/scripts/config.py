@@ -60,10 +60,11 @@ def check_config() -> dict[str, Any]:
     if on_command_line():
         _check_command_line(sys.argv, config)
     idle = _check_names(config)
+    _check_overlays(os.environ, config)
+    _check_arguments(config, parser)
     # what an overlay sets for other configs has to be allowed all the same, but limits nothing here
     settings = check_settings(((key, parser.get_parsed_content(key)) for key in config if key in RULES), idle)
     _check_processes(os.environ, config, {key: value for key, value in settings.items() if key not in idle})
-    _check_arguments(config, parser)
     _check_latents(config, settings, parser)
     _check_resources(config, settings, select_device(settings.get("device", "cpu")))
     return settings
@@ -91,20 +92,29 @@ def _find_caller(kind: type[Caller]) -> Caller | None:
     return None
 
 
-def _check_processes(environment: Mapping[str, str], config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Refuse to be one of several processes, as torchrun starts them, that do not share the work or can't.
+def _check_overlays(environment: Mapping[str, str], config: Mapping[str, Any]) -> None:
+    """Refuse to be one of several processes, as torchrun starts them, that do not share the work.
 
     Raises:
-        SettingError: when the config has no ``multi_gpu`` overlay or one of ``ALONE``, when there are fewer volumes
-            than processes, or when processes times ``accumulation_steps`` does not divide a training's batch.
+        SettingError: when the config has no ``multi_gpu`` overlay, or one of ``ALONE``.
     """
-    processes, passes = int(environment.get("WORLD_SIZE", "1")), settings.get("accumulation_steps", 1)
+    processes = int(environment.get("WORLD_SIZE", "1"))
     if processes > 1 and "rank" not in config:
         allowed = "without torchrun, or with its multi_gpu overlay."
         raise SettingError(f"WORLD_SIZE={processes}: this config runs in one process; start it {allowed}")
     alone = next((overlay for key, overlay in ALONE.items() if key in config), None)
     if processes > 1 and alone:
         raise SettingError(f"WORLD_SIZE={processes}: {alone} runs in one process; start one.")
+
+
+def _check_processes(environment: Mapping[str, str], config: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Refuse shares that the processes and passes can't have.
+
+    Raises:
+        SettingError: when there are fewer volumes than processes, or when processes times ``accumulation_steps`` does
+            not divide a training's batch.
+    """
+    processes, passes = int(environment.get("WORLD_SIZE", "1")), settings.get("accumulation_steps", 1)
     if passes > 1 and "adversarial_loss" in config:
         raise SettingError(f"accumulation_steps={passes}: must be 1 with train_autoencoder_gan.json.")
     for key in ("val_size", "test_size", "num_samples"):

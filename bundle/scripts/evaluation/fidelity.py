@@ -146,7 +146,7 @@ def _score_texture(measured: Mapping[str, np.ndarray]) -> dict[str, Line]:
         return {}
     lines = {}
     for name, (limit, variance) in TEXTURE.items():
-        known = np.isfinite(measured[name])  # a ball of one value has no deviation at its rim
+        known = filled & np.isfinite(measured[name])  # a ball of one value has no deviation at its rim
         values, voxels = measured[name][known], measured["voxels"][known]
         if not known.any():
             continue

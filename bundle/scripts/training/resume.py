@@ -124,11 +124,11 @@ class RandomState:
         self.loaded: dict[str, torch.Tensor] = {}
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Return the state within an epoch, by kind of device; nothing between two."""
+        """Return the state within an epoch, on a GPU that of its own too; nothing between two."""
         if not self.within_epoch:
             return {}
         on_gpu = {"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}
-        return {"cpu": torch.get_rng_state(), **on_gpu}
+        return {"state": torch.get_rng_state(), **on_gpu}
 
     def load_state_dict(self, state_dict: Mapping[str, torch.Tensor]) -> None:
         """Keep the state for ``restore``."""
@@ -136,7 +136,7 @@ class RandomState:
 
     def restore(self) -> None:
         """Go on with the random numbers of a state that was loaded."""
-        torch.set_rng_state(self.loaded["cpu"])
+        torch.set_rng_state(self.loaded["state"])
         if "cuda" in self.loaded and self.device.type == "cuda":
             torch.cuda.set_rng_state(self.loaded["cuda"], self.device)
         self.loaded = {}
