@@ -238,9 +238,8 @@ def test_resume_in_other_precision(overrides):
     settings = overrides("train_autoencoder")
     for epochs, scaled in ((1, False), (2, True), (3, False)):
         changes = {"epochs": epochs, "train#trainer#amp": scaled, "resume": epochs > 1}
-        assert (
-            run_workflow("train_autoencoder", "smoke", **{**settings, **changes}).trainer.state.iteration == 2 * epochs
-        )
+        trainer = run_workflow("train_autoencoder", "smoke", **{**settings, **changes}).trainer
+        assert trainer.state.iteration == 2 * epochs
 
 
 def test_curves_of_another_training(tmp_path):
