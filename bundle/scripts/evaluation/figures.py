@@ -21,6 +21,8 @@ from .validity import explain_invalid
 
 def _plot_histograms(figure: FigureBase, uniform: Mapping[str, np.ndarray], law: SphereLaw) -> None:
     axes = figure.subplots(2, 3)
+    for axis in axes.flat[len(uniform) :]:
+        axis.remove()
     for axis, (name, values) in zip(axes.flat, uniform.items(), strict=False):
         low, high, label = 0.0, 1.0, f"(c{name[-1]} - r) / (size - 2 r)"
         if not name.startswith("c"):

@@ -131,7 +131,7 @@ class Checkpoints:
             for optimizer in [item for item in self.state.values() if isinstance(item, Optimizer)]:
                 optimizer.register_load_state_dict_pre_hook(_keep_options)
             # one of another precision has no gradient scaler
-            there = torch.load(self.resume_from, map_location="cpu", weights_only=True)
+            there = torch.load(self.resume_from, map_location="cpu", weights_only=True, mmap=True)  # names alone
             known = {name: item for name, item in state.items() if name in there or "scaler" not in name}
             CheckpointLoader(str(self.resume_from), known, map_location=engine.state.device)(engine)
             if engine.state.epoch >= engine.state.max_epochs:
