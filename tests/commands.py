@@ -223,16 +223,14 @@ class CommandServer:
         question |= {"offline": offline, "environment": dict(environment or {})}
         return Command(self, self.ask(question), output)
 
-    def start_processes(self, count: int, *configs: str, **settings: Any) -> list[Command]:
-        """Start so many processes of a command, as torchrun does on one machine."""
+    def start_processes(self, count: int, *configs: str, machines: int = 1, **settings: Any) -> list[Command]:
+        """Start so many processes of a command, as torchrun does on one machine, or on several in equal parts."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
         shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        return [
-            self.start(*configs, environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, **settings)
-            for rank in range(count)
-        ]
+        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank % (count // machines))} for rank in range(count)]
+        return [self.start(*configs, environment={**shared, **rank}, **settings) for rank in ranks]
 
     def run(self, *configs: str, **settings: Any) -> Command:
         """Run a command to its end."""
