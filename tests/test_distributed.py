@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from scripts import distributed
 # three processes share a batch of 6, and 5 volumes of a validation unevenly
 SIZES = {**SMALL, "train_size": 12, "train_batch_size": 6, "val_size": 5}
 SIZES |= {"epochs": 2, "val_interval": 2}
+# Adam hides the size of a gradient, so the log tells it: sums in the place of means would leave the same weights
+NORMS = "['skipped_steps','gradient_norm']"
 # at 32^3 the latents are 1^3, so that normalisation needs more than the default's one or two values in a group
 UNET = {"image_size": 32, "diffusion_def#channels": "[64]", "diffusion_def#norm_num_groups": 4}
 
@@ -32,12 +35,16 @@ def run(server, tmp_path_factory):
     def run(processes: int, name: str, **settings) -> Path:
         folder = settings.pop("output_dir", None) or tmp_path_factory.mktemp(f"{name}_{processes}")
         overlay = [f"multi_gpu_{name}"] if processes > 1 else []
+        if name.startswith("train"):
+            handlers = [handler["_target_"] for handler in read_json(CONFIGS / f"{name}.json")["train"]["handlers"]]
+            settings[f"train#handlers#{handlers.index('StatsHandler')}#state_attributes"] = NORMS
         commands = server.start_processes(processes, name, *overlay, "smoke", output_dir=folder, **settings)
         for command in commands:
             assert command.wait() == 0, "\n".join(command.output for command in commands)
         # the first alone has something to say, and draws curves
         assert all("saved" not in command.output and "%" not in command.output for command in commands[1:])
         if name.startswith("train"):
+            (folder / "log.txt").write_text(commands[0].output)
             assert not (folder / "tensorboard" / "earlier").exists()
         return folder
 
@@ -54,6 +61,13 @@ def first(run) -> Path:
 def second(run, first) -> Path:
     """The second stage, trained by one process."""
     return run(1, "train_diffusion", autoencoder_path=first / "model_autoencoder.pt", **{**SIZES, **UNET})
+
+
+def assert_same_norms(folder, expected):
+    """The gradients of the last step of each epoch are as long."""
+    norms, wanted = (re.findall(r"gradient_norm: (\S+)", (path / "log.txt").read_text()) for path in (folder, expected))
+    assert len(wanted) == SIZES["epochs"]
+    assert [float(norm) for norm in norms] == pytest.approx([float(norm) for norm in wanted], rel=1e-2)
 
 
 def test_handlers_of_the_first():
@@ -83,6 +97,7 @@ def test_signal_to_one_process(server, first, tmp_path):
 def test_first_stage(run, first, processes, passes):
     folder = run(processes, "train_autoencoder", accumulation_steps=passes, **SIZES)
     assert_same_training(folder, first, "model_autoencoder.pt", 1e-3)
+    assert_same_norms(folder, first)
 
 
 # on several machines the gradients go through gloo, on one through memory that the processes share
@@ -91,6 +106,7 @@ def test_second_stage(run, first, second, processes, passes, machines):
     settings = {**SIZES, **UNET, "accumulation_steps": passes, "machines": machines}
     folder = run(processes, "train_diffusion", autoencoder_path=first / "model_autoencoder.pt", **settings)
     assert_same_training(folder, second, "model.pt", 5e-3)
+    assert_same_norms(folder, second)
 
 
 def test_resume_by_other_number(run, first, tmp_path):

@@ -11,6 +11,7 @@ import atexit
 import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import ignite.distributed as idist
 import torch
@@ -116,7 +117,9 @@ class SharedMemoryAverage:
         share = slice(*(len(values) * rank // processes for rank in (self.rank, self.rank + 1)))
         torch.div(values, processes, out=gradients[self.rank])
         self._wait()
-        torch.sum(gradients[:, share], dim=0, out=sums[share])
+        torch.add(gradients[0, share], gradients[1, share], out=sums[share])
+        for others in gradients[2:]:
+            sums[share] += others[share]
         self._wait()
         # Sums that are still read here are safe: they change after the next bucket's first wait.
         values.copy_(sums)
@@ -142,12 +145,15 @@ def wrap_network(network: nn.Module, device: torch.device | str) -> nn.Module:
     # The end of a training destroys the process group, but its threads live as long as the network, which is garbage in
     # a cycle by then. Collect it before the interpreter ends: a thread that releases a tensor during that may abort it.
     atexit.register(gc.collect)
-    # gradients stay in the buckets that are exchanged, instead of being copied back
-    devices = [device] if torch.device(device).type == "cuda" else None
-    wrapped = nn.parallel.DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
-    if devices is None and idist.get_nnodes() == 1 and hasattr(os, "memfd_create"):
-        learned = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-        wrapped.register_comm_hook(SharedMemoryAverage(learned), lambda average, bucket: average(bucket))
+    # gradients are views of the buckets that are exchanged, instead of being copied back from them
+    wrap = partial(nn.parallel.DistributedDataParallel, network, gradient_as_bucket_view=True)
+    kind = torch.device(device).type
+    if kind != "cpu" or idist.get_nnodes() > 1 or not hasattr(os, "memfd_create"):
+        return wrap(device_ids=[device] if kind == "cuda" else None)
+    # one bucket, for processes wait for one another at each
+    wrapped = wrap(bucket_cap_mb=2**20)
+    learned = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    wrapped.register_comm_hook(SharedMemoryAverage(learned), lambda average, bucket: average(bucket))
     return wrapped
 
 
