@@ -228,8 +228,10 @@ class CommandServer:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
-        shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank % (count // machines))} for rank in range(count)]
+        local = count // machines
+        shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(local)}
+        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank % local)} for rank in range(count)]
         return [self.start(*configs, environment={**shared, **rank}, **settings) for rank in ranks]
 
     def run(self, *configs: str, **settings: Any) -> Command:

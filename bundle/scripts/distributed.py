@@ -148,7 +148,8 @@ def wrap_network(network: nn.Module, device: torch.device | str) -> nn.Module:
     # gradients are views of the buckets that are exchanged, instead of being copied back from them
     wrap = partial(nn.parallel.DistributedDataParallel, network, gradient_as_bucket_view=True)
     kind = torch.device(device).type
-    if kind != "cpu" or idist.get_nnodes() > 1 or not hasattr(os, "memfd_create"):
+    one_machine = os.environ.get("LOCAL_WORLD_SIZE") == str(idist.get_world_size())  # torchrun's
+    if kind != "cpu" or not one_machine or not hasattr(os, "memfd_create"):
         return wrap(device_ids=[device] if kind == "cuda" else None)
     # one bucket, for processes wait for one another at each
     wrapped = wrap(bucket_cap_mb=2**20)

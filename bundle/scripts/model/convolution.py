@@ -9,43 +9,52 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 SAME_SIZE = (((1, 1, 1), (0, 0, 0)), ((3, 3, 3), (1, 1, 1)))  # kernels, and the padding that keeps a grid's size
 
 
 @lru_cache
-def _find_taps(grid: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find which of the 27 taps of a kernel joins each output of a grid to each input.
-
-    Returns:
-        The taps, shape (pairs,), and the same as ones among zeros, shape (27, pairs).
-    """
+def _find_taps(grid: tuple[int, ...]) -> torch.Tensor:
+    """Find which of a kernel's 27 taps joins each output of a grid to each input: ones among zeros, (27, pairs)."""
     with torch.inference_mode(False):  # a later backward pass has to keep them
         places = torch.cartesian_prod(*(torch.arange(size) for size in grid))
         taps = ((places[None] - places[:, None] + 1) * torch.tensor([9, 3, 1])).sum(dim=-1).flatten()
-        return taps, F.one_hot(taps, 27).T.float()
+        return F.one_hot(taps, 27).T.float()
 
 
-class _SwapAxes(torch.autograd.Function):
+def _swap_axes(x: torch.Tensor) -> torch.Tensor:
     """Swap the middle axes of (A, B, C, D). Rows of D are copied in words of 16 bytes, which halves the time in bf16.
 
-    PyTorch copies swapped axes one number at a time, and its widest number is complex128. A view as another type has no
-    gradient in autograd, so the backward pass is written here: it is the same swap.
+    PyTorch copies swapped axes one number at a time, and its widest number is complex128.
+    """
+    x = x.contiguous()
+    wide = x.shape[-1] * x.element_size() % 16 == 0
+    return (x.view(torch.complex128) if wide else x).transpose(1, 2).contiguous().view(x.dtype)
+
+
+class _SpreadKernel(torch.autograd.Function):
+    """Spreads a kernel (outputs, inputs, 3, 3, 3) over the matrix of a grid, (outputs * voxels, inputs * voxels).
+
+    A view as another type has no gradient in autograd, so the backward pass is written here.
     """
 
     @staticmethod
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        x = x.contiguous()
-        wide = x.shape[-1] * x.element_size() % 16 == 0
-        return (x.view(torch.complex128) if wide else x).transpose(1, 2).contiguous().view(x.dtype)
+    def forward(ctx: Any, weight: torch.Tensor, grid: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        ctx.grid = grid
+        outputs, inputs, count = *weight.shape[:2], math.prod(grid)
+        kernels = weight.reshape(outputs * inputs, 27).to(dtype)  # before it is spread, for it is smaller
+        picked = kernels @ _find_taps(grid).to(dtype)
+        return _swap_axes(picked.view(outputs, inputs, count, count)).view(outputs * count, inputs * count)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-        return _SwapAxes.apply(grad)
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        count = math.prod(ctx.grid)
+        outputs, inputs = (length // count for length in grad.shape)
+        picked = _swap_axes(grad.reshape(outputs, count, inputs, count)).view(outputs * inputs, count * count)
+        kernels = picked @ _find_taps(ctx.grid).T.to(grad.dtype)
+        return kernels.view(outputs, inputs, 3, 3, 3), None, None
 
 
 class SmallConv3d(nn.Conv3d):
@@ -78,12 +87,7 @@ class SmallConv3d(nn.Conv3d):
         made_of = (grid, dtype, self.weight.data_ptr(), self.weight._version)
         if not learns and self._kept is not None and self._kept[0] == made_of:
             return self._kept[1]
-        outputs, inputs, count = self.out_channels, self.in_channels, math.prod(grid)
-        taps, ones = _find_taps(grid)
-        weight = self.weight.reshape(outputs * inputs, 27).to(dtype)  # before it is spread, for it is smaller
-        # an index is faster, but its backward is slow
-        picked = weight @ ones.to(dtype) if learns else weight[:, taps]
-        matrix = _SwapAxes.apply(picked.view(outputs, inputs, count, count)).view(outputs * count, inputs * count)
+        matrix = _SpreadKernel.apply(self.weight, grid, dtype)
         self._kept = None if learns else (made_of, matrix)
         return matrix
 
