@@ -195,6 +195,8 @@ def test_small_convolution(kernel_size, grid):
                 for layer, y in ((small, rounded), (usual, usual(x)))
             ]
             torch.testing.assert_close(*gradients, **close)
+    with torch.no_grad():  # what was kept of a call in bf16 is not used in float32
+        torch.testing.assert_close(small(x), exact)
 
 
 def test_other_convolutions_stay():

@@ -94,17 +94,17 @@ class SharedMemoryAverage:
     It is a reduce-scatter and an all-gather: each process adds up its share of all gradients, then takes every share.
 
     Args:
-        length: parameters of the network, float32.
+        length: number of learned parameters, which are float32.
     """
 
     def __init__(self, length: int) -> None:
         self.rank, processes = idist.get_rank(), idist.get_world_size()
-        name = None
+        names = [""]
         if self.rank == 0:
             file = os.memfd_create("gradients")
-            name = f"/proc/{os.getpid()}/fd/{file}"
-        name = str(idist.broadcast(name, safe_mode=True))
-        memory = torch.from_file(name, shared=True, size=(processes + 1) * length).view(processes + 1, length)
+            names = [f"/proc/{os.getpid()}/fd/{file}"]
+        dist.broadcast_object_list(names)
+        memory = torch.from_file(names[0], shared=True, size=(processes + 1) * length).view(processes + 1, length)
         self.gradients, self.sums = memory[:-1], memory[-1]
         self._wait()
         if self.rank == 0:
@@ -119,7 +119,7 @@ class SharedMemoryAverage:
         self._wait()
         torch.add(gradients[0, share], gradients[1, share], out=sums[share])
         for others in gradients[2:]:
-            sums[share] += others[share]
+            sums[share].add_(others[share])
         self._wait()
         # Sums that are still read here are safe: they change after the next bucket's first wait.
         values.copy_(sums)
@@ -145,13 +145,13 @@ def wrap_network(network: nn.Module, device: torch.device | str) -> nn.Module:
     # The end of a training destroys the process group, but its threads live as long as the network, which is garbage in
     # a cycle by then. Collect it before the interpreter ends: a thread that releases a tensor during that may abort it.
     atexit.register(gc.collect)
-    # gradients are views of the buckets that are exchanged, instead of being copied back from them
+    # gradients are views of the buckets, which DistributedDataParallel would copy back to them otherwise
     wrap = partial(nn.parallel.DistributedDataParallel, network, gradient_as_bucket_view=True)
     kind = torch.device(device).type
     one_machine = os.environ.get("LOCAL_WORLD_SIZE") == str(idist.get_world_size())  # torchrun's
     if kind != "cpu" or not one_machine or not hasattr(os, "memfd_create"):
         return wrap(device_ids=[device] if kind == "cuda" else None)
-    # one bucket, for processes wait for one another at each
+    # one bucket, of up to 2^20 MiB, for processes wait for one another at each
     wrapped = wrap(bucket_cap_mb=2**20)
     learned = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     wrapped.register_comm_hook(SharedMemoryAverage(learned), lambda average, bucket: average(bucket))

@@ -36,7 +36,7 @@ def _swap_axes(x: torch.Tensor) -> torch.Tensor:
 class _SpreadKernel(torch.autograd.Function):
     """Spreads a kernel (outputs, inputs, 3, 3, 3) over the matrix of a grid, (outputs * voxels, inputs * voxels).
 
-    A view as another type has no gradient in autograd, so the backward pass is written here.
+    A view as another type has no gradient in autograd, so the backward pass is written here. It has no second one.
     """
 
     @staticmethod
@@ -83,6 +83,8 @@ class SmallConv3d(nn.Conv3d):
     def _make_matrix(self, grid: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Spread the kernel over a matrix of (outputs, inputs) on a grid."""
         learns = torch.is_grad_enabled()
+        if torch.is_autocast_enabled("cpu"):
+            dtype = torch.get_autocast_dtype("cpu")
         # a sampler calls the same weights again and again, and making the matrix takes longer than multiplying with it
         made_of = (grid, dtype, self.weight.data_ptr(), self.weight._version)
         if not learns and self._kept is not None and self._kept[0] == made_of:
