@@ -507,7 +507,8 @@ def test_sampler_finds_data(overlays, steps):
 
 @pytest.fixture(scope="module")
 def generator(unet) -> VolumeGenerator:
-    network = parse_config("inference", num_inference_steps=3, diffusion_def=unet).get_parsed_content("network_def")
+    copied = copy.deepcopy(unet)  # for a generator's networks no longer learn
+    network = parse_config("inference", num_inference_steps=3, diffusion_def=copied).get_parsed_content("network_def")
     # an untrained decoder calls every voxel about as likely foreground as not; make most of them foreground
     network.autoencoder.network.decoder.blocks[-1].conv.bias.data[:64] = 0.5  # the log-odds of a block's voxels
     return network
