@@ -29,6 +29,11 @@ NORMS = "['skipped_steps','gradient_norm']"
 UNET = {"image_size": 32, "diffusion_def#channels": "[64]", "diffusion_def#norm_num_groups": 4}
 
 
+def list_handlers(name: str) -> list[str]:
+    """Name the handlers of a training, in the order of its config."""
+    return [handler["_target_"].split(".")[-1] for handler in read_json(CONFIGS / f"{name}.json")["train"]["handlers"]]
+
+
 @pytest.fixture(scope="module")
 def run(server, tmp_path_factory):
     """Run a command in so many processes to its end; what it wrote."""
@@ -37,8 +42,7 @@ def run(server, tmp_path_factory):
         folder = settings.pop("output_dir", None) or tmp_path_factory.mktemp(f"{name}_{processes}")
         overlay = [f"multi_gpu_{name}"] if processes > 1 else []
         if name.startswith("train"):
-            handlers = [handler["_target_"] for handler in read_json(CONFIGS / f"{name}.json")["train"]["handlers"]]
-            settings[f"train#handlers#{handlers.index('StatsHandler')}#state_attributes"] = NORMS
+            settings[f"train#handlers#{list_handlers(name).index('StatsHandler')}#state_attributes"] = NORMS
         commands = server.start_processes(processes, name, *overlay, "smoke", output_dir=folder, **settings)
         for command in commands:
             assert command.wait() == 0, "\n".join(command.output for command in commands)
@@ -75,9 +79,9 @@ def test_handlers_of_the_first():
     """What the overlays leave to the first process: log and progress bar, and no handler that trains."""
     for name in ("train_autoencoder", "train_diffusion"):
         overlay = read_json(CONFIGS / f"multi_gpu_{name}.json")
-        handlers = read_json(CONFIGS / f"{name}.json")["train"]["handlers"]
-        disabled = {i for i in range(len(handlers)) if f"train#handlers#{i}#_disabled_" in overlay}
-        assert [handlers[i]["_target_"].split(".")[-1] for i in sorted(disabled)] == ["StatsHandler", "LossProgress"]
+        handlers = enumerate(list_handlers(name))
+        disabled = [handler for i, handler in handlers if f"train#handlers#{i}#_disabled_" in overlay]
+        assert disabled == ["StatsHandler", "LossProgress"]
 
 
 def test_signal_to_one_process(server, first, tmp_path):

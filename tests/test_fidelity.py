@@ -139,6 +139,7 @@ def test_lines_without_non_finite():
     lines = score_parameters(measure_dataset(broken), LAW)
     assert lines["valid"].value == 7 / 8 and lines["valid"].reasons == {"not finite": 1}
     assert lines["ks_a"].count == 7 and abs(lines["kurtosis"].value) < 0.05
+    assert all(np.isfinite(line.value) for line in lines.values())
     reference = SphereDataset(8, LAW, stream="reference")
     assert np.isfinite(score_diversity(broken, reference, data_range=10.0)["mmd"].value)
     assert np.isfinite(classify_two_samples(broken, reference, epochs=1)["classifier"].value)
