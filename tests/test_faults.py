@@ -3,10 +3,12 @@
 ``make soak`` does the same at random moments, many times.
 """
 
+import ctypes
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import psutil
@@ -15,6 +17,8 @@ import torch
 from commands import CARRY_ON, Command, await_that, find_differences
 from conftest import SMALL
 
+from scripts.checks import PlainError
+from scripts.command_line import _show, _watch_workers
 from scripts.training.resume import find_checkpoint
 
 # As small as it gets, so that an epoch takes a fraction of a second. The networks' weights fit any size of volume.
@@ -166,6 +170,27 @@ def test_data_workers(server, tmp_path):
     command.send(signal.SIGKILL)
     assert command.wait() == -signal.SIGKILL
     await_that(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, "the end of the worker")
+
+
+def test_worker_lost_while_its_error_is_shown(capsys):
+    """The system may tell of a worker's end as the error of its closed socket is shown, or later: one error stays."""
+
+    def raise_loss(number: int, frame: FrameType | None) -> None:  # as torch's handler does
+        raise RuntimeError("DataLoader worker is killed by signal: Killed.")
+
+    before = signal.signal(signal.SIGCHLD, raise_loss)
+    try:
+        _watch_workers()
+        with pytest.raises(RuntimeError, match="DataLoader worker"):
+            signal.raise_signal(signal.SIGCHLD)
+        # Called one after the other from C, as the interpreter calls the hook: no signal is looked at in between.
+        tell_of_end = partial(getattr(ctypes.CDLL(None), "raise"), signal.SIGCHLD)
+        show = partial(_show, ConnectionResetError, PlainError("the first error"), None)
+        tuple(map(partial.__call__, [tell_of_end, show]))
+        signal.raise_signal(signal.SIGCHLD)  # nor is another raised until the process ends
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert capsys.readouterr().err == "error: the first error\n"
 
 
 def test_stopped_autoencoder(server, tmp_path):

@@ -12,11 +12,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from traceback import walk_stack
 from types import FrameType, TracebackType
 from typing import Any
 
 from monai.bundle import ConfigWorkflow, ReferenceResolver
 from monai.bundle.config_item import ConfigComponent
+from torch.utils.data._utils.signal_handling import _set_SIGCHLD_handler as set_handler
 from tqdm import tqdm
 
 from .atomic import explain_full, is_full
@@ -46,6 +48,7 @@ def end_plainly(verbose: bool = False) -> None:
         threading.excepthook = _show_of_thread
         for handler in logging.getLogger().handlers:
             handler.addFilter(_is_no_plain_end)
+        _watch_workers()
     _on_signal(_end)
 
 
@@ -144,8 +147,8 @@ def _is_no_plain_end(record: logging.LogRecord) -> bool:
 
 
 def _show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    # A data worker may die while its loss is printed. torch's handler would then raise a second error.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if hasattr(signal, "SIGCHLD"):  # not on Windows
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a worker's loss may be told of until the interpreter ends
     message = explain(error)
     if message is None:
         sys.__excepthook__(kind, error, traceback)
@@ -153,6 +156,24 @@ def _show(kind: type[BaseException], error: BaseException, traceback: TracebackT
         for bar in list(getattr(tqdm, "_instances", ())):
             bar.close()  # which leaves the line that it is on
         print(f"error: {message}", file=sys.stderr)
+
+
+def _watch_workers() -> None:
+    """Let torch raise the loss of a data worker wherever the process is, but where another error is being shown.
+
+    A worker's socket closes before the system tells of its end. The error of that socket may then have come as far as
+    ``_show``, where torch would raise a second one before the first line: signals are looked at when a function starts.
+    """
+    if not hasattr(signal, "SIGCHLD"):  # Windows
+        return
+    set_handler()
+    raise_loss = signal.getsignal(signal.SIGCHLD)
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if callable(raise_loss) and not any(at.f_code is _show.__code__ for at, _ in walk_stack(frame)):
+            raise_loss(number, frame)
+
+    signal.signal(signal.SIGCHLD, handler)
 
 
 def _show_of_thread(arguments: threading.ExceptHookArgs) -> None:
