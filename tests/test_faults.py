@@ -4,11 +4,14 @@
 """
 
 import ctypes
+import logging
 import shutil
 import signal
+import sys
+import threading
 from functools import partial
 from pathlib import Path
-from types import FrameType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -16,9 +19,10 @@ import pytest
 import torch
 from commands import CARRY_ON, Command, await_that, find_differences
 from conftest import SMALL
+from torch.utils.data._utils import signal_handling
 
+from scripts import command_line
 from scripts.checks import PlainError
-from scripts.command_line import _show, _watch_workers
 from scripts.training.resume import find_checkpoint
 
 # As small as it gets, so that an epoch takes a fraction of a second. The networks' weights fit any size of volume.
@@ -172,20 +176,29 @@ def test_data_workers(server, tmp_path):
     await_that(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, "the end of the worker")
 
 
-def test_worker_lost_while_its_error_is_shown(capsys):
-    """The system may tell of a worker's end as the error of its closed socket is shown, or later: one error stays."""
+def test_worker_lost_while_its_error_is_shown(capsys, monkeypatch):
+    """The signal may come while the error of the closed socket is shown, or later: only one error is printed."""
 
-    def raise_loss(number: int, frame: FrameType | None) -> None:  # as torch's handler does
-        raise RuntimeError("DataLoader worker is killed by signal: Killed.")
+    def raise_loss() -> None:  # as torch does when a worker is gone
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
 
-    before = signal.signal(signal.SIGCHLD, raise_loss)
+    monkeypatch.setattr(signal_handling, "_error_if_any_worker_fails", raise_loss)
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+    # as on the command line, but for what else of this process it would change
+    monkeypatch.setattr(command_line, "on_command_line", lambda: True)
+    monkeypatch.setattr(command_line, "SIGNALS", ())
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    for module in (sys, threading):
+        monkeypatch.setattr(module, "excepthook", module.excepthook)
+    before = signal.getsignal(signal.SIGCHLD)
     try:
-        _watch_workers()
+        command_line.end_plainly()
+        signal_handling._set_SIGCHLD_handler()  # as the first data workers do
         with pytest.raises(RuntimeError, match="DataLoader worker"):
             signal.raise_signal(signal.SIGCHLD)
-        # Called one after the other from C, as the interpreter calls the hook: no signal is looked at in between.
+        # C calls one after the other, as the interpreter calls the hook: Python runs no signal handler in between
         tell_of_end = partial(getattr(ctypes.CDLL(None), "raise"), signal.SIGCHLD)
-        show = partial(_show, ConnectionResetError, PlainError("the first error"), None)
+        show = partial(sys.excepthook, PlainError, PlainError("the first error"), None)
         tuple(map(partial.__call__, [tell_of_end, show]))
         signal.raise_signal(signal.SIGCHLD)  # nor is another raised until the process ends
     finally:

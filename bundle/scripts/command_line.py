@@ -12,13 +12,12 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from traceback import walk_stack
 from types import FrameType, TracebackType
 from typing import Any
 
 from monai.bundle import ConfigWorkflow, ReferenceResolver
 from monai.bundle.config_item import ConfigComponent
-from torch.utils.data._utils.signal_handling import _set_SIGCHLD_handler as set_handler
+from torch.utils.data._utils import signal_handling
 from tqdm import tqdm
 
 from .atomic import explain_full, is_full
@@ -147,8 +146,8 @@ def _is_no_plain_end(record: logging.LogRecord) -> bool:
 
 
 def _show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    if hasattr(signal, "SIGCHLD"):  # not on Windows
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a worker's loss may be told of until the interpreter ends
+    # the signal of a lost worker may come until the process ends: no second error from here on
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     message = explain(error)
     if message is None:
         sys.__excepthook__(kind, error, traceback)
@@ -159,18 +158,21 @@ def _show(kind: type[BaseException], error: BaseException, traceback: TracebackT
 
 
 def _watch_workers() -> None:
-    """Let torch raise the loss of a data worker wherever the process is, but where another error is being shown.
+    """Let torch raise the loss of a data worker, except while ``_show`` shows another error.
 
-    A worker's socket closes before the system tells of its end. The error of that socket may then have come as far as
-    ``_show``, where torch would raise a second one before the first line: signals are looked at when a function starts.
+    When a worker dies, its socket closes first and its signal comes later. So the error of the socket may already be on
+    its way to ``_show``. Python handles signals when a function starts: torch would raise a second error before the
+    first line of ``_show`` runs.
     """
-    if not hasattr(signal, "SIGCHLD"):  # Windows
-        return
-    set_handler()
+    # as torch does when data workers start, and then not again
+    getattr(signal_handling, "_set_SIGCHLD_handler", lambda: None)()
     raise_loss = signal.getsignal(signal.SIGCHLD)
 
     def handler(number: int, frame: FrameType | None) -> None:
-        if callable(raise_loss) and not any(at.f_code is _show.__code__ for at, _ in walk_stack(frame)):
+        at = frame
+        while at is not None and at.f_code is not _show.__code__:
+            at = at.f_back
+        if at is None and callable(raise_loss):
             raise_loss(number, frame)
 
     signal.signal(signal.SIGCHLD, handler)
